@@ -1,0 +1,118 @@
+"""The environment contract: vectorised, torch, and auto-resetting within the step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+
+__all__ = ["EnvError", "MultiAgentEnv"]
+
+
+class EnvError(RuntimeError):
+    """An environment broke its contract, or raised: the message names the agent, the sub-environment and the value."""
+
+
+class MultiAgentEnv(ABC):
+    """What agents and trainers expect of an environment of E copies stepped together.
+
+    One step, in the order in which things happen::
+
+        states, infos = env.reset()                     # states[uid]: [E, obs]
+        shared = env.state()                            # [E, state], describes the same moment as `states`
+        next_states, rewards, terminated, truncated, infos = env.step(actions)
+        shared = env.state()                            # describes the same moment as `next_states`
+
+    - ``states[uid]`` and ``next_states[uid]`` are float tensors ``[E, obs]`` (flat), ``rewards[uid]`` float ``[E, 1]``,
+      ``terminated[uid]`` and ``truncated[uid]`` bool ``[E, 1]``. ``actions[uid]`` is int64 ``[E, 1]`` for a Discrete space
+      and float ``[E, n]`` for a Box. All live on :attr:`device`. Returned mappings may be ``AgentTensors``.
+    - A copy whose episode ended has been reset when ``step`` returns: ``next_states`` (and ``state()``) show the first
+      moment of its next episode. The true last observations are in ``infos["final_states"]`` (mapping uid -> ``[E, obs]``)
+      and the true last shared state in ``infos["final_shared_states"]`` (``[E, state]``). Both keys are there
+      whenever at least one copy ended in this step; only the rows of copies that ended are meaningful.
+    - ``terminated`` means the task ended and the future is worth nothing; ``truncated`` means that the clock ran out.
+      An episode is over, and the copy resets, when every agent is ``terminated | truncated``.
+    - Infos describe the states they come with: ``infos["action_masks"][uid]`` bool ``[E, n]``, True where allowed;
+      ``infos["active_masks"][uid]`` bool ``[E, 1]``, True where alive. A missing mask means all allowed, all alive.
+    - Returned tensors are never written to again by the environment, nor by whoever receives them.
+    """
+
+    #: names of all agents, in the order in which tensors are stacked
+    possible_agents: list[str]
+    #: number of copies E
+    num_envs: int
+    #: where every returned tensor lives
+    device: torch.device
+    #: observation space of one agent in one copy
+    observation_spaces: Mapping[str, gymnasium.Space]
+    #: action space of one agent in one copy
+    action_spaces: Mapping[str, gymnasium.Space]
+    #: space of the state that a centralised critic sees, by agent (the same for all of a team)
+    shared_observation_spaces: Mapping[str, gymnasium.Space]
+
+    @abstractmethod
+    def reset(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """Start a new episode in every copy and return ``(states, infos)``."""
+
+    @abstractmethod
+    def step(
+        self, actions: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor], dict[str, Any]]:
+        """Advance every copy by one step and return ``(next_states, rewards, terminated, truncated, infos)``."""
+
+    @abstractmethod
+    def state(self) -> Tensor:
+        """Return the shared state ``[E, state]`` of the present moment."""
+
+    def close(self) -> None:  # noqa: B027 (most environments hold nothing that needs closing)
+        """Release what the environment holds; calling it twice does no harm."""
+
+    def render(self) -> Any:
+        """Return the renderer's output, if the environment has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no renderer")
+
+    def get_state(self) -> dict[str, Any]:
+        """Return everything that decides the future (a copy: tensors, generators, counters), for :meth:`set_state`."""
+        raise NotImplementedError(f"{type(self).__name__} cannot hand over its state")
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`get_state` returned."""
+        raise NotImplementedError(f"{type(self).__name__} cannot take a state")
+
+    @property
+    def agents(self) -> Sequence[str]:
+        """Names of the agents that take part now."""
+        return self.possible_agents
+
+    @property
+    def num_agents(self) -> int:
+        """Number of agents that take part now."""
+        return len(self.agents)
+
+    @property
+    def max_num_agents(self) -> int:
+        """Number of agents that may ever take part."""
+        return len(self.possible_agents)
+
+    @property
+    def state_spaces(self) -> Mapping[str, gymnasium.Space]:
+        """Another name of :attr:`shared_observation_spaces`."""
+        return self.shared_observation_spaces
+
+    def observation_space(self, agent: str) -> gymnasium.Space:
+        """Observation space of ``agent``."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> gymnasium.Space:
+        """Action space of ``agent``."""
+        return self.action_spaces[agent]
+
+    def shared_observation_space(self, agent: str) -> gymnasium.Space:
+        """Space of the shared state that the critic of ``agent`` sees."""
+        return self.shared_observation_spaces[agent]
+
+    state_space = shared_observation_space
