@@ -72,8 +72,8 @@ class MultiAgentEnv(ABC):
         """Release what the environment holds; calling it twice does no harm."""
 
     def render(self) -> Any:
-        """Return the renderer's output, if the environment has one."""
-        raise NotImplementedError(f"{type(self).__name__} has no renderer")
+        """Return the renderer's output, None where the environment has no renderer."""
+        return None
 
     def get_state(self) -> dict[str, Any]:
         """Return everything that decides the future (a copy: tensors, generators, counters), for :meth:`set_state`."""

@@ -1,0 +1,37 @@
+"""Models: the base class, the distribution mixins, ready-made networks and their batched execution."""
+
+from coterie.models.base import Model
+from coterie.models.build import build_models
+from coterie.models.mixins import (
+    CategoricalMixin,
+    DeterministicMixin,
+    GaussianMixin,
+    MultiCategoricalMixin,
+    MultivariateGaussianMixin,
+    TanhGaussianMixin,
+)
+from coterie.models.networks import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    MultiCategoricalPolicy,
+    TanhGaussianPolicy,
+    Value,
+    mlp,
+)
+
+__all__ = [
+    "CategoricalMixin",
+    "CategoricalPolicy",
+    "DeterministicMixin",
+    "GaussianMixin",
+    "GaussianPolicy",
+    "Model",
+    "MultiCategoricalMixin",
+    "MultiCategoricalPolicy",
+    "MultivariateGaussianMixin",
+    "TanhGaussianMixin",
+    "TanhGaussianPolicy",
+    "Value",
+    "build_models",
+    "mlp",
+]

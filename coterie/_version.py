@@ -1,0 +1,5 @@
+"""The version of the library, the only place where it is written."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

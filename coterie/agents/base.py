@@ -1,0 +1,498 @@
+"""The base of all agents: one object that stands for a whole team of learners.
+
+A trainer calls the hooks in this order, and a newcomer should read them so::
+
+    agent.pre_interaction(timestep, timesteps)
+    actions, log_prob, outputs = agent.act(states, timestep, timesteps, infos)
+    next_states, rewards, terminated, truncated, infos = env.step(actions)
+    agent.record_transition(states, actions, rewards, next_states, terminated, truncated, infos, timestep, timesteps)
+    agent.post_interaction(timestep, timesteps)      # calls _update when it is due
+
+Names of agents live at this border. Inside, agents of equal spaces are groups (see ``groups.py``) whose data are
+tensors with an agent dimension: T time, E environment, A agent, F feature, B batch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+from coterie._version import __version__
+from coterie.agent_tensors import AgentTensors, stack_agents
+from coterie.agents.checkpoints import CheckpointError, check_states, read_checkpoint, write_checkpoint
+from coterie.agents.config import Config, Key, resolve
+from coterie.agents.groups import Group, Learner, SetPreprocessor, TeamMember, build_learners
+from coterie.agents.tracking import Tracker, experiment_directory, make_writable
+from coterie.episodes import EpisodeCounter
+from coterie.memories.base import Memory
+from coterie.models.base import Model
+from coterie.models.distributions import Distribution
+from coterie.models.mixins import StochasticMixin
+from coterie.spaces import flat_size
+
+__all__ = ["MultiAgent", "Outputs", "check_finite"]
+
+
+class Outputs(Mapping[str, dict[str, Tensor]]):
+    """What acting yields beside actions, by agent: ``outputs[uid]["mean_actions"]`` ``[E, n]``, the distribution's mode.
+
+    It is worked out when asked for, since training does not ask.
+    """
+
+    def __init__(self, distributions: Mapping[tuple[str, ...], Distribution]) -> None:
+        self._distributions = distributions
+        self._modes: AgentTensors | None = None
+
+    @property
+    def mean_actions(self) -> AgentTensors:
+        """The modes of all agents."""
+        if self._modes is None:
+            self._modes = AgentTensors({n: d.actions(d.mode()) for n, d in self._distributions.items()})
+        return self._modes
+
+    def __getitem__(self, name: str) -> dict[str, Tensor]:
+        return {"mean_actions": self.mean_actions[name]}
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for names in self._distributions for name in names)
+
+    def __len__(self) -> int:
+        return sum(len(names) for names in self._distributions)
+
+
+class MultiAgent(ABC):
+    """A team of agents. An algorithm writes :meth:`act`, :meth:`record_transition` and :meth:`_update`.
+
+    :param possible_agents: the agents' names
+    :param models: ``{uid: {"policy": ..., "value": ...}}``; the same object for several agents means shared parameters
+    :param memories: one memory per agent, whose tensors become views of the group's storage; None to act and evaluate only
+    :param observation_spaces: space of each agent's observation; taken from the policies by default
+    :param action_spaces: space of each agent's actions; taken from the policies by default
+    :param device: where everything is computed; that of the first policy by default
+    :param cfg: what differs from the default configuration; any value may be a dict by agent
+    :param shared_observation_spaces: space of the state that centralised critics see, by agent
+
+    :raises ConfigError: a bad configuration
+    :raises ValueError: models, memories or spaces that do not fit the agents or each other
+    :raises TypeError: a model or a memory of the wrong kind
+    """
+
+    DEFAULT_CONFIG: ClassVar[Config]
+    KEYS: ClassVar[Mapping[str, Key]]
+    #: keys that belong to parameters: agents that share a model must agree on their values
+    OWN_KEYS: ClassVar[tuple[str, ...]] = ()
+    #: keys that belong to the loop of an update: agents that disagree are trained in loops of their own
+    COMMON_KEYS: ClassVar[tuple[str, ...]] = ()
+    #: whether the shared states are of use, so that a trainer need not ask the environment for them otherwise
+    uses_shared_states: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        possible_agents: Sequence[str],
+        models: Mapping[str, Mapping[str, Model]],
+        memories: Mapping[str, Memory] | None = None,
+        observation_spaces: Mapping[str, gymnasium.Space] | None = None,
+        action_spaces: Mapping[str, gymnasium.Space] | None = None,
+        device: str | torch.device | None = None,
+        cfg: Mapping[str, Any] | None = None,
+        shared_observation_spaces: Mapping[str, gymnasium.Space] | None = None,
+    ) -> None:
+        self.possible_agents = list(possible_agents)
+        if not self.possible_agents or len(set(self.possible_agents)) != len(self.possible_agents):
+            raise ValueError(f"possible_agents: expected distinct names, got {self.possible_agents}")
+        self.models = {uid: dict(roles) for uid, roles in self._by_agent("models", models).items()}
+        _check_models(self.models)
+        first = self.models[self.possible_agents[0]]["policy"]
+        self.device = first.device if device is None else torch.device(device)
+        policies = {uid: roles["policy"] for uid, roles in self.models.items()}
+        if observation_spaces is None:
+            observation_spaces = {uid: policy.observation_space for uid, policy in policies.items()}
+        if action_spaces is None:
+            action_spaces = {uid: policy.action_space for uid, policy in policies.items()}
+        self.observation_spaces = self._by_agent("observation_spaces", observation_spaces)
+        self.action_spaces = self._by_agent("action_spaces", action_spaces)
+        self.shared_observation_spaces = (
+            None
+            if shared_observation_spaces is None
+            else self._by_agent("shared_observation_spaces", shared_observation_spaces)
+        )
+        self.memories = None if memories is None else self._by_agent("memories", memories)
+        self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
+        self._check_policies()
+        self.learners = self._partition()
+        self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
+        self.training = False
+        self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
+        self._tracker = Tracker(None)
+        self._write_interval = 0
+        self._checkpoint_interval = 0
+        self._episodes: EpisodeCounter | None = None
+        #: mean return of the team over the episodes that ended last, None before the first
+        self.recent_return: float | None = None
+        self._best_return = float("-inf")
+        self._clock = (0, 0.0)  # time step and time of the last writing
+        self._started = 0.0
+
+    # ---- construction ------------------------------------------------------------------------------------------------
+
+    def _by_agent(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Check that a dict covers exactly the agents, and put it into their order."""
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{name}: expected a dict by agent, got {type(values).__name__}")
+        missing = [uid for uid in self.possible_agents if uid not in values]
+        unknown = [uid for uid in values if uid not in self.possible_agents]
+        if missing or unknown:
+            raise ValueError(
+                f"{name}: expected exactly the agents {self.possible_agents}; missing {missing}, unknown {unknown}"
+            )
+        return {uid: values[uid] for uid in self.possible_agents}
+
+    def _check_policies(self) -> None:
+        for uid, roles in self.models.items():
+            policy = roles["policy"]
+            for what, mine, theirs in (
+                ("observations", policy.num_observations, self.observation_spaces[uid]),
+                ("actions", policy.num_actions, self.action_spaces[uid]),
+            ):
+                if mine != flat_size(theirs):
+                    raise ValueError(
+                        f"the policy of {uid!r} was built for {mine} {what}, the agent's space has {flat_size(theirs)}: {theirs}"
+                    )
+
+    def _partition(self) -> list[Learner]:
+        members = [
+            TeamMember(
+                name=uid,
+                index=i,
+                models={role: self.models[uid][role] for role in ("policy", "value") if role in self.models[uid]},
+                observation_space=self.observation_spaces[uid],
+                action_space=self.action_spaces[uid],
+                state_space=None if self.shared_observation_spaces is None else self.shared_observation_spaces[uid],
+                own=self._settings(self.OWN_KEYS, uid),
+                common=self._settings(self.COMMON_KEYS, uid),
+            )
+            for i, uid in enumerate(self.possible_agents)
+        ]
+        return build_learners(members, self.device)
+
+    def _settings(self, keys: Sequence[str], uid: str) -> Hashable:
+        """The values that ``uid`` has of some keys, as something that compares."""
+        return tuple((key, repr(self.agent_cfg[key][uid])) for key in keys)
+
+    def config_vector(self, group: Group, key: str) -> Tensor:
+        """A configuration value of each agent of a group, ``[A, 1]`` float32."""
+        values = [[float(self.agent_cfg[key][uid])] for uid in group.names]
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    # ---- hooks, in the order of their calling ----------------------------------------------------------------------------
+
+    def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
+        """Prepare for training: open the experiment's directory and its files. A trainer calls it before the first step.
+
+        :param trainer_cfg: the trainer's configuration, whose ``"timesteps"`` decide the intervals that are ``"auto"``
+
+        :raises OSError: the experiment's directory cannot be written
+        """
+        experiment = self.cfg["experiment"]
+        timesteps = int((trainer_cfg or {}).get("timesteps", 0))
+
+        def interval(name: str, parts: int) -> int:
+            value = experiment[name]
+            return max(timesteps // parts, 1) if value == "auto" else int(value)
+
+        self._write_interval = interval("write_interval", 100)
+        self._checkpoint_interval = interval("checkpoint_interval", 10)
+        if self._write_interval > 0 or self._checkpoint_interval > 0:
+            make_writable(self.experiment_dir)
+        if experiment["wandb"]:
+            self._start_wandb(experiment["wandb_kwargs"])
+        self._tracker.close()
+        self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
+        self._started = time.monotonic()
+        self._clock = (0, self._started)
+
+    def _start_wandb(self, kwargs: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("cfg['experiment']['wandb'] is True: install wandb, or set it to False") from error
+        options = {"name": self.experiment_dir.name, "sync_tensorboard": True, "config": {"cfg": repr(self.cfg)}}
+        wandb.init(**{**options, **kwargs})
+
+    def pre_interaction(self, timestep: int, timesteps: int) -> None:
+        """Called before each step's actions are chosen."""
+
+    @abstractmethod
+    def act(
+        self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
+        """Choose actions.
+
+        :param states: observations ``[E, F]`` by agent
+        :param infos: what came with them: masks, if the environment has any
+
+        :return: actions ``[E, n]``, log-probabilities ``[E, 1]`` and outputs (``outputs[uid]["mean_actions"]`` ``[E, n]``)
+        """
+
+    def record_transition(
+        self,
+        states: Mapping[str, Tensor],
+        actions: Mapping[str, Tensor],
+        rewards: Mapping[str, Tensor],
+        next_states: Mapping[str, Tensor],
+        terminated: Mapping[str, Tensor],
+        truncated: Mapping[str, Tensor],
+        infos: Mapping[str, Any],
+        timestep: int,
+        timesteps: int,
+    ) -> None:
+        """Take in one step of all environments, in the terms of the environment contract; the base counts episodes.
+
+        ``infos["shared_states"]`` and ``infos["shared_next_states"]`` are the shared states ``[E, F]`` that go with ``states`` and
+        ``next_states`` (a trainer adds them).
+        """
+        earned = self._stack("rewards", rewards, self.possible_agents)
+        ended = (
+            self._stack("terminated", terminated, self.possible_agents)
+            | self._stack("truncated", truncated, self.possible_agents)
+        ).all(dim=1)
+        if self._episodes is None:
+            self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
+        finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
+        if finished is not None:
+            self._track_episodes(*finished)
+
+    def _track_episodes(self, returns: Tensor, lengths: Tensor) -> None:
+        team = returns.sum(dim=1)
+        self.recent_return = float(team.mean())
+        for name, values in (("Reward / Total reward", team), ("Episode / Total timesteps", lengths.double())):
+            self.track_data(f"{name} (max)", values.max())
+            self.track_data(f"{name} (min)", values.min())
+            self.track_data(f"{name} (mean)", values.mean())
+        for uid, mean in zip(self.possible_agents, returns.mean(dim=0), strict=True):
+            self.track_data(f"Reward / Total reward ({uid})", mean)
+
+    def post_interaction(self, timestep: int, timesteps: int) -> None:
+        """Called after each step was recorded: updates, then writes metrics and checkpoints when they are due."""
+        step = timestep + 1
+        if self._write_interval > 0 and (step % self._write_interval == 0 or step == timesteps):
+            self.write_tracking_data(step, timesteps)
+        if self._checkpoint_interval > 0 and (step % self._checkpoint_interval == 0 or step == timesteps):
+            self.write_checkpoint(step, timesteps)
+
+    @abstractmethod
+    def _update(self, timestep: int, timesteps: int) -> None:
+        """Learn from what was recorded."""
+
+    def set_mode(self, mode: str) -> None:
+        """Switch every model to ``"train"`` or ``"eval"``."""
+        for roles in self.models.values():
+            for model in roles.values():
+                model.set_mode(mode)
+
+    def set_running_mode(self, mode: str) -> None:
+        """Tell whether the agent is in training (``"train"``) or merely acts (``"eval"``)."""
+        if mode not in ("train", "eval"):
+            raise ValueError(f"expected mode 'train' or 'eval', got {mode!r}")
+        self.training = mode == "train"
+        self.set_mode("eval")  # an update switches the models to "train" for its duration
+
+    # ---- the border between names and groups ---------------------------------------------------------------------------
+
+    def _stack(self, what: str, values: Mapping[str, Tensor], names: Sequence[str], width: int = 1) -> Tensor:
+        """Stack the named agents' tensors into ``[E, A, width]``.
+
+        :raises KeyError: an agent is missing
+        :raises ValueError: a tensor of another width
+        """
+        try:
+            tensor = stack_agents(values, names)
+        except KeyError as error:
+            raise KeyError(
+                f"{what}: no entry for agent {error.args[0]!r}; expected one for each of {list(names)}, got {sorted(values)}"
+            ) from None
+        except RuntimeError:
+            shapes = {uid: list(values[uid].shape) for uid in names}
+            raise ValueError(f"{what}: expected tensors [E, {width}] for {list(names)}, got {shapes}") from None
+        if tensor.dim() == 2 and width == 1:
+            tensor = tensor.unsqueeze(-1)
+        if tensor.dim() != 3 or tensor.shape[2] != width:
+            raise ValueError(
+                f"{what}[{names[0]!r}]: expected a tensor of shape [E, {width}], got {list(values[names[0]].shape)}"
+            )
+        return tensor
+
+    def _check_finite(self, what: str, tensor: Tensor, names: Sequence[str]) -> None:
+        """Refuse NaN and infinity in ``[E, A, F]`` (one sum; the culprit is looked for only when there is one).
+
+        On an accelerator the check would wait for the device at each step; the update checks the whole rollout instead.
+
+        :raises ValueError: naming environment, agent, element and value
+        """
+        if tensor.device.type == "cpu":
+            check_finite(what, tensor, names)
+
+    # ---- records ------------------------------------------------------------------------------------------------------------
+
+    def track_data(self, tag: str, value: Any) -> None:
+        """Remember a scalar (a number or a tensor of one element) for the next writing of metrics."""
+        self._tracker.track(tag, value)
+
+    def write_tracking_data(self, timestep: int, timesteps: int) -> None:
+        """Write what was tracked since the last time to TensorBoard and ``metrics.csv``."""
+        now = time.monotonic()
+        steps, since = timestep - self._clock[0], now - self._clock[1]
+        if self._episodes is not None and steps > 0 and since > 0:
+            environments = self._episodes.num_envs
+            self.track_data("Performance / Steps per second", steps * environments / since)
+            self.track_data("Performance / Training seconds", now - self._started)
+        self._clock = (timestep, now)
+        self._tracker.write(timestep)
+
+    def write_checkpoint(self, timestep: int, timesteps: int) -> None:
+        """Write ``checkpoints/agent_<timestep>.pt`` (with ``store_separately`` a file per model instead)."""
+        directory = self.experiment_dir / "checkpoints"
+        if not self.cfg["experiment"]["store_separately"]:
+            self.save(directory / f"agent_{timestep}.pt")
+            return
+        for uid, roles in self.models.items():
+            for role, model in roles.items():
+                contents = {"format": 1, "state": model.state_dict()}
+                write_checkpoint(directory / f"{uid}_{role}_{timestep}.pt", contents)
+
+    def record_evaluation(self, results: Mapping[str, Any], timestep: int, timesteps: int) -> None:
+        """Track an evaluation's results and keep the best agent so far as ``checkpoints/best_agent.pt``.
+
+        :param results: with ``"mean"`` and ``"std"`` of the team's return, and ``"agents"``, each agent's mean return
+        """
+        self.track_data("Evaluation / Return (mean)", results["mean"])
+        self.track_data("Evaluation / Return (std)", results["std"])
+        for uid, value in results["agents"].items():
+            self.track_data(f"Evaluation / Return ({uid})", value)
+        self.write_tracking_data(timestep, timesteps)
+        if results["mean"] > self._best_return:
+            self._best_return = float(results["mean"])
+            if self._checkpoint_interval > 0:
+                self.save(self.best_checkpoint)
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Where the agent of the best evaluation is kept."""
+        return self.experiment_dir / "checkpoints" / "best_agent.pt"
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def checkpoint_modules(self) -> dict[str, nn.Module]:
+        """Everything with weights or statistics, by a name of its own; shared objects come once."""
+        modules: dict[str, nn.Module] = {}
+        for uid, roles in self.models.items():
+            for role, model in roles.items():
+                if not any(model is other for other in modules.values()):
+                    modules[f"models/{uid}/{role}"] = model
+        for learner in self.learners:
+            for kind, stage in _preprocessors(learner):
+                for names, member in zip(learner.set_names(), stage.members, strict=True):
+                    modules[f"{kind}/{names[0]}"] = member
+        return modules
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Counters of the algorithm that a resumed run needs: numbers only."""
+        return {"best_return": self._best_return}
+
+    def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`checkpoint_state` returned."""
+        self._best_return = float(state["best_return"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write models, normalisers, optimizers, schedulers and counters to ``path``, whole or not at all."""
+        contents = {
+            "format": 1,
+            "version": __version__,
+            "agents": self.possible_agents,
+            "modules": {name: module.state_dict() for name, module in self.checkpoint_modules().items()},
+            "optimizers": {
+                learner.names[0]: learner.optimizers.state_dict() for learner in self.learners if learner.optimizers
+            },
+            "state": self.checkpoint_state(),
+        }
+        write_checkpoint(path, contents)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read what :meth:`save` wrote. Nothing is loaded unless all of it fits.
+
+        An agent without memories takes the models and normalisers alone.
+
+        :raises CheckpointError: the file is damaged or holds another team's agents; the message lists every difference
+        """
+        contents = read_checkpoint(path, self.device)
+        if contents.get("agents") != self.possible_agents:
+            raise CheckpointError(
+                f"{os.fspath(path)!r} holds the agents {contents.get('agents')}, this is {self.possible_agents}"
+            )
+        modules = self.checkpoint_modules()
+        problems = check_states("module", modules, contents["modules"])
+        learners = {learner.names[0]: learner for learner in self.learners if learner.optimizers}
+        for name, learner in learners.items():
+            states = contents["optimizers"].get(name)
+            if states is not None and len(states) != learner.num_sets:
+                problems.append(f"optimizers of {name!r}: expected {learner.num_sets} sets, the file has {len(states)}")
+        if problems:
+            raise CheckpointError(f"{os.fspath(path)!r} does not fit this agent: " + "; ".join(problems))
+        for name, module in modules.items():
+            module.load_state_dict(contents["modules"][name])
+        for name, learner in learners.items():
+            if name in contents["optimizers"] and learner.optimizers is not None:
+                learner.optimizers.load_state_dict(contents["optimizers"][name])
+        self.load_checkpoint_state(contents["state"])
+
+
+def _check_models(models: Mapping[str, Mapping[str, Model]]) -> None:
+    for uid, roles in models.items():
+        if "policy" not in roles:
+            raise ValueError(f"models[{uid!r}]: expected a 'policy', got {sorted(roles)}")
+        for role, model in roles.items():
+            if not isinstance(model, Model):
+                raise TypeError(f"models[{uid!r}][{role!r}]: expected a coterie Model, got {type(model).__name__}")
+            model.init_state_dict(role)
+        policy = roles["policy"]
+        if not isinstance(policy, StochasticMixin):
+            raise TypeError(
+                f"models[{uid!r}]['policy']: expected a model with a distribution, such as a GaussianMixin or a "
+                f"CategoricalMixin, got {type(policy).__name__}"
+            )
+    with_value = [uid for uid, roles in models.items() if "value" in roles]
+    if with_value and len(with_value) != len(models):
+        raise ValueError(f"expected a value model for every agent or for none, only {with_value} have one")
+
+
+def _preprocessors(learner: Learner) -> Iterator[tuple[str, SetPreprocessor]]:
+    for group in learner.groups:
+        for kind in ("state_preprocessor", "shared_state_preprocessor"):
+            stage = getattr(group, kind)
+            if stage is not None:
+                yield f"{kind}/{group.names[0]}", stage
+    if learner.value_preprocessor is not None:
+        yield "value_preprocessor", learner.value_preprocessor
+
+
+def check_finite(what: str, tensor: Tensor, names: Sequence[str]) -> None:
+    """Refuse NaN and infinity in ``[B, A, F]``.
+
+    :raises ValueError: naming agent, row, element and value
+    """
+    # a finite sum vouches for all its terms; an infinite one may be an overflow of large finite numbers
+    if not tensor.dtype.is_floating_point or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()):
+        return
+    row, agent, element = (int(i) for i in (~tensor.isfinite()).nonzero()[0])
+    raise ValueError(
+        f"{what}[{names[agent]!r}]: expected finite numbers, got {float(tensor[row, agent, element])} in element {element} of "
+        f"row {row} (environment {row}, in a single step); nothing was learned from it"
+    )

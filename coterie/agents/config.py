@@ -1,0 +1,221 @@
+"""Agents' configurations: plain dicts, merged with their defaults and checked once, at construction."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "EXPERIMENT_KEYS",
+    "Config",
+    "ConfigError",
+    "Key",
+    "boolean",
+    "callable_or_none",
+    "check_config",
+    "integer",
+    "keyword_arguments",
+    "learning_rate",
+    "number",
+    "resolve",
+]
+
+
+class ConfigError(ValueError):
+    """A configuration has an unknown key, a bad value, or a per-agent dict that does not cover the agents."""
+
+
+class Config(dict[str, Any]):
+    """A dict whose :meth:`copy` is deep, so that editing the copy's nested dicts leaves the original alone."""
+
+    def copy(self) -> Config:
+        """Return an independent copy, nested dicts included."""
+        return copy.deepcopy(self)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key's value must be.
+
+    :param expected: the requirement in words, for error messages
+    :param valid: whether a value meets it
+    :param per_agent: whether a dict by agent may stand in its place
+    :param holds_dict: whether the value itself is a dict
+    """
+
+    expected: str
+    valid: Callable[[Any], bool]
+    per_agent: bool = True
+    holds_dict: bool = False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(low: float, high: float = math.inf, *, above: bool = False, per_agent: bool = True) -> Key:
+    """A finite number in ``[low, high]``, or in ``(low, high]`` with ``above``."""
+    span = f"{'above' if above else 'of at least'} {low}" + ("" if high == math.inf else f" and at most {high}")
+    return Key(
+        f"a number {span}",
+        lambda v: _is_number(v) and (low < v if above else low <= v) and v <= high,
+        per_agent,
+    )
+
+
+def integer(low: int, *, per_agent: bool = True) -> Key:
+    """An integer of at least ``low``."""
+    return Key(
+        f"an integer of at least {low}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low,
+        per_agent,
+    )
+
+
+def boolean(*, per_agent: bool = True) -> Key:
+    """True or False."""
+    return Key("True or False", lambda v: isinstance(v, bool), per_agent)
+
+
+def callable_or_none(what: str) -> Key:
+    """A class or function, or None."""
+    return Key(f"{what}, or None", lambda v: v is None or callable(v))
+
+
+def keyword_arguments() -> Key:
+    """A dict of keyword arguments."""
+    return Key(
+        "a dict of keyword arguments",
+        lambda v: isinstance(v, Mapping) and all(isinstance(name, str) for name in v),
+        holds_dict=True,
+    )
+
+
+def learning_rate() -> Key:
+    """A positive number, or a pair of them for policy and value."""
+
+    def valid(value: Any) -> bool:
+        if isinstance(value, (tuple, list)):
+            return len(value) == 2 and all(_is_number(v) and v > 0 for v in value)
+        return _is_number(value) and value > 0
+
+    return Key("a number above 0, or a pair of them (policy, value)", valid)
+
+
+def _interval() -> Key:
+    return Key(
+        "an integer of at least 0 (0: never), or 'auto'",
+        lambda v: v == "auto" or (isinstance(v, int) and not isinstance(v, bool) and v >= 0),
+        per_agent=False,
+    )
+
+
+def _text() -> Key:
+    return Key("a string or a path", lambda v: isinstance(v, str) or hasattr(v, "__fspath__"), per_agent=False)
+
+
+EXPERIMENT_KEYS: dict[str, Key] = {
+    "directory": _text(),
+    "experiment_name": _text(),
+    "write_interval": _interval(),
+    "checkpoint_interval": _interval(),
+    "store_separately": boolean(per_agent=False),
+    "wandb": boolean(per_agent=False),
+    "wandb_kwargs": Key("a dict of keyword arguments", lambda v: isinstance(v, Mapping), per_agent=False),
+}
+
+
+def check_config(defaults: Mapping[str, Any], given: Mapping[str, Any] | None, keys: Mapping[str, Key]) -> Config:
+    """Merge a configuration without per-agent values with its defaults and check it.
+
+    :raises ConfigError: an unknown key or a bad value
+    """
+    config = _merge(defaults, given)
+    for name, key in keys.items():
+        _check(name, config[name], key)
+    return config
+
+
+def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any] | None) -> Config:
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"cfg: expected a dict or None, got {type(given).__name__}")
+    given = {} if given is None else given
+    _known(given, defaults, "")
+    config = Config(copy.deepcopy(dict(defaults)))
+    config.update(copy.deepcopy(dict(given)))
+    return config
+
+
+def resolve(
+    defaults: Mapping[str, Any], given: Mapping[str, Any] | None, keys: Mapping[str, Key], agents: Sequence[str]
+) -> tuple[Config, dict[str, dict[str, Any]]]:
+    """Merge a user's configuration with the defaults and check every value.
+
+    :param defaults: the complete default configuration
+    :param given: what the user passed, left unchanged; None and ``{}`` mean the defaults
+    :param keys: the requirement of each key but ``experiment``
+    :param agents: the agents' names
+
+    :return: the merged configuration, and for each key that agents may differ in a dict with every agent's value
+
+    :raises ConfigError: see the class
+    """
+    config = _merge(defaults, given)
+    experiment = config["experiment"]
+    if not isinstance(experiment, Mapping):
+        raise ConfigError(f"experiment: expected a dict, got {experiment!r}")
+    _known(experiment, EXPERIMENT_KEYS, "experiment.")
+    config["experiment"] = {**copy.deepcopy(defaults["experiment"]), **experiment}
+    for name, key in EXPERIMENT_KEYS.items():
+        _check(f"experiment.{name}", config["experiment"][name], key)
+    by_agent: dict[str, dict[str, Any]] = {}
+    for name, key in keys.items():
+        value = config[name]
+        if _is_per_agent(value, key, agents):
+            if not key.per_agent:
+                raise ConfigError(f"{name}: expected {key.expected}, the same for all agents, got a dict")
+            _covers(name, value, agents)
+            by_agent[name] = {uid: value[uid] for uid in agents}
+            for uid in agents:
+                _check(f"{name}[{uid!r}]", value[uid], key)
+        else:
+            _check(name, value, key)
+            by_agent[name] = dict.fromkeys(agents, value)
+    return config, by_agent
+
+
+def _known(given: Iterable[Any], known: Iterable[str], prefix: str) -> None:
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {sorted(known)}"
+            raise ConfigError(f"unknown key {prefix + str(name)!r}: {hint}")
+
+
+def _is_per_agent(value: Any, key: Key, agents: Sequence[str]) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    if not key.holds_dict:
+        return True
+    # keyword arguments are a dict themselves: one by agent has agents as keys, or dicts (or nothing) as values throughout
+    names_agents = any(name in agents for name in value)
+    return names_agents or (len(value) > 0 and all(v is None or isinstance(v, Mapping) for v in value.values()))
+
+
+def _covers(name: str, value: Mapping[str, Any], agents: Sequence[str]) -> None:
+    missing = [uid for uid in agents if uid not in value]
+    unknown = [uid for uid in value if uid not in agents]
+    if missing or unknown:
+        raise ConfigError(
+            f"{name}: a dict by agent must have exactly the agents {list(agents)}; missing {missing}, unknown {unknown}"
+        )
+
+
+def _check(name: str, value: Any, key: Key) -> None:
+    if not key.valid(value):
+        raise ConfigError(f"{name}: expected {key.expected}, got {value!r}")

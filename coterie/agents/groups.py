@@ -1,0 +1,220 @@
+"""Groups: agents that run as one batch. Names stay outside; inside, tensors have an agent dimension.
+
+Two partitions of a team matter. A *parameter set* is what one optimizer trains: agents that share any model belong to
+one, an agent with models of its own is one by itself. A *group* is a set of agents with equal spaces, so that their data
+stack into ``[T, E, A, F]``. Parameter sets of one shape and architecture are trained together (a *learner*): their parameters
+are rows of one tensor and each step of the update is taken for all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+from coterie.agents.optimizers import SetOptimizers
+from coterie.models.base import Model
+from coterie.models.batch import ModelBatch, same_architecture
+from coterie.models.flat_parameters import FlatParameters
+from coterie.preprocessors import stack_preprocessors
+
+__all__ = ["Group", "Learner", "SetPreprocessor", "TeamMember", "build_learners"]
+
+
+@dataclass(frozen=True)
+class TeamMember:
+    """One agent as the partition sees it.
+
+    :param own: settings that belong to parameters: agents that share a model must agree on them
+    :param common: settings that belong to the loop of an update: agents that are trained together must agree on them
+    """
+
+    name: str
+    index: int
+    models: Mapping[str, Model]
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    state_space: gymnasium.Space | None
+    own: Hashable
+    common: Hashable
+
+    def spaces(self) -> tuple[str, ...]:
+        """A text for each space: equal for agents whose data stack."""
+        return tuple(str(space) for space in (self.observation_space, self.action_space, self.state_space))
+
+
+class SetPreprocessor:
+    """One preprocessor per parameter set, applied along the agent dimension.
+
+    :param members: the preprocessor of each of the S sets, for ``[N, F]``
+    :param agents: number of agents A of the group, of which each set has A / S, in order
+    """
+
+    def __init__(self, members: Sequence[nn.Module], agents: int) -> None:
+        self.members = list(members)
+        self._share = agents // len(members)
+        self._stacked = stack_preprocessors(members)
+
+    def __call__(self, x: Tensor, train: bool = False, inverse: bool = False) -> Tensor:
+        """Apply to ``[B, A, F]``, or to ``[B, 1, F]`` that all agents have in common; the result has an entry for each
+        agent unless one set serves all.
+        """
+        sets, batch, agents = len(self.members), x.shape[0], x.shape[1]
+        if sets == 1:
+            flat = x.reshape(1, batch * agents, -1)
+            return self._stacked(flat, train=train, inverse=inverse).view(batch, agents, -1)  # type: ignore[no-any-return]
+        share = agents // sets if agents > 1 else 1
+        rows = x.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
+        y: Tensor = self._stacked(rows, train=train, inverse=inverse)
+        y = y.unflatten(1, (batch, share)).transpose(0, 1).flatten(1, 2)
+        return y if share == self._share else y.repeat_interleave(self._share, dim=1)
+
+
+@dataclass
+class Group:
+    """Agents of equal spaces whose models run as one batch.
+
+    ``sets[i]`` is the parameter set, within the learner, of the i-th agent.
+    """
+
+    names: tuple[str, ...]
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    state_space: gymnasium.Space | None
+    sets: list[int]
+    policy: ModelBatch
+    value: ModelBatch | None
+    state_preprocessor: SetPreprocessor | None = None
+    shared_state_preprocessor: SetPreprocessor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of agents A."""
+        return len(self.names)
+
+
+@dataclass
+class Learner:
+    """Parameter sets that are trained together, and the groups whose agents they serve."""
+
+    groups: list[Group]
+    storage: FlatParameters
+    policy_width: int
+    num_sets: int
+    agents_per_set: int
+    value_preprocessor: SetPreprocessor | None = None
+    optimizers: SetOptimizers | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all agents, group after group."""
+        return [name for group in self.groups for name in group.names]
+
+    def set_names(self) -> list[list[str]]:
+        """Names of the agents of each parameter set."""
+        names: list[list[str]] = [[] for _ in range(self.num_sets)]
+        for group in self.groups:
+            for name, s in zip(group.names, group.sets, strict=True):
+                names[s].append(name)
+        return names
+
+
+def build_learners(members: Sequence[TeamMember], device: torch.device) -> list[Learner]:
+    """Partition a team into learners and groups.
+
+    :raises ValueError: agents that share a model differ in settings that belong to the parameters
+    """
+    ids = torch.eye(len(members), device=device)
+    learners = []
+    for sets in _alike_sets(_parameter_sets(members)):
+        learners.append(_build(sets, ids))
+    return learners
+
+
+def _parameter_sets(members: Sequence[TeamMember]) -> list[list[TeamMember]]:
+    """Agents connected by shared parameters together, in the team's order."""
+    sets: list[tuple[set[int], list[TeamMember]]] = []
+    for member in members:
+        mine = {id(p) for model in member.models.values() for p in model.parameters()}
+        joined = [entry for entry in sets if entry[0] & mine]
+        sets = [entry for entry in sets if not any(entry is other for other in joined)]
+        together = [other for entry in joined for other in entry[1]]
+        sets.append((mine.union(*(entry[0] for entry in joined)), [*together, member]))
+    for _, together in sets:
+        first = together[0]
+        for member in together[1:]:
+            if (member.own, member.common) != (first.own, first.common):
+                raise ValueError(
+                    f"agents {first.name!r} and {member.name!r} share a model but not the settings of its training: "
+                    f"{(first.own, first.common)} against {(member.own, member.common)}; give them equal values"
+                )
+    ordered = sorted((sorted(t, key=lambda m: m.index) for _, t in sets), key=lambda t: t[0].index)
+    return ordered
+
+
+def _unique(sequence: Sequence[Model]) -> list[Model]:
+    return list(dict.fromkeys(sequence))
+
+
+def _stackable(a: list[TeamMember], b: list[TeamMember]) -> bool:
+    """Whether two parameter sets may be rows of one learner."""
+    if len(a) != len(b) or a[0].common != b[0].common:
+        return False
+    if any(member.spaces() != a[0].spaces() for member in (*a, *b)) or set(a[0].models) != set(b[0].models):
+        return False
+    for role in a[0].models:
+        mine, theirs = (_unique([member.models[role] for member in team]) for team in (a, b))
+        if len(mine) != 1 or len(theirs) != 1 or not same_architecture([mine[0], theirs[0]]):
+            return False
+    same_object = [len({id(model) for model in team[0].models.values()}) for team in (a, b)]
+    return same_object[0] == same_object[1]
+
+
+def _alike_sets(sets: Sequence[list[TeamMember]]) -> list[list[list[TeamMember]]]:
+    learners: list[list[list[TeamMember]]] = []
+    for parameter_set in sets:
+        for learner in learners:
+            if _stackable(learner[0], parameter_set):
+                learner.append(parameter_set)
+                break
+        else:
+            learners.append([parameter_set])
+    return learners
+
+
+def _build(sets: list[list[TeamMember]], ids: Tensor) -> Learner:
+    policies = [_unique([m.models["policy"] for m in team]) for team in sets]
+    values = [_unique([m.models["value"] for m in team if "value" in m.models]) for team in sets]
+    storage = FlatParameters([[*p, *v] for p, v in zip(policies, values, strict=True)])
+    by_spaces: dict[tuple[str, ...], list[tuple[int, TeamMember]]] = {}
+    for s, team in enumerate(sets):
+        for member in team:
+            by_spaces.setdefault(member.spaces(), []).append((s, member))
+    groups = []
+    for entries in by_spaces.values():
+        team = _together([member for _, member in entries]) if len(sets) == 1 else [member for _, member in entries]
+        set_of = {member.name: s for s, member in entries}
+        positions = ids[[member.index for member in team]]
+        critics = [m.models["value"] for m in team if "value" in m.models]
+        groups.append(
+            Group(
+                names=tuple(member.name for member in team),
+                observation_space=team[0].observation_space,
+                action_space=team[0].action_space,
+                state_space=team[0].state_space,
+                sets=[set_of[member.name] for member in team],
+                policy=ModelBatch([m.models["policy"] for m in team], "policy", storage, positions),
+                value=ModelBatch(critics, "value", storage, positions) if critics else None,
+            )
+        )
+    return Learner(groups, storage, storage.width_of(policies[0]), len(sets), len(sets[0]))
+
+
+def _together(team: list[TeamMember]) -> list[TeamMember]:
+    """Order agents so that those of one policy stand together."""
+    order = _unique([member.models["policy"] for member in team])
+    key: Callable[[TeamMember], int] = lambda member: order.index(member.models["policy"])  # noqa: E731
+    return sorted(team, key=key)

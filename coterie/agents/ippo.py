@@ -1,0 +1,37 @@
+"""IPPO: multi-agent PPO with critics of the own observation (de Witt et al. 2020, arXiv 2011.09533)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import gymnasium
+from torch import Tensor
+
+from coterie.agents.config import Config
+from coterie.agents.groups import Group, SetPreprocessor
+from coterie.agents.ppo import MultiAgentPPO
+from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG
+
+__all__ = ["IPPO", "IPPO_DEFAULT_CONFIG"]
+
+IPPO_DEFAULT_CONFIG: Config = PPO_DEFAULT_CONFIG.copy()
+
+
+class IPPO(MultiAgentPPO):
+    """Multi-agent PPO whose critics see what their agent sees.
+
+    :raises ValueError: a value model whose input is not the observation's size
+    """
+
+    DEFAULT_CONFIG: ClassVar[Config] = IPPO_DEFAULT_CONFIG
+    uses_shared_states: ClassVar[bool] = False
+    critic_input: ClassVar[str] = "an IPPO critic sees the own observation (for critics of the shared state use MAPPO)"
+
+    def critic_space(self, uid: str) -> gymnasium.Space | None:
+        return self.observation_spaces[uid]
+
+    def critic_states(self, states: Tensor, shared_states: Tensor | None) -> Tensor:
+        return states
+
+    def critic_preprocessor(self, group: Group) -> SetPreprocessor | None:
+        return group.state_preprocessor

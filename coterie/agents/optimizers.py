@@ -1,0 +1,206 @@
+"""One Adam per parameter set, stepped together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+from coterie.models.flat_parameters import FlatParameters
+from coterie.schedulers import KLAdaptiveLR
+
+__all__ = ["OptimizerSettings", "SetOptimizers"]
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What one parameter set asks of its optimizer.
+
+    :param learning_rate: a number, or a pair for policy and value (clipped by themselves then)
+    :param grad_norm_clip: bound of the gradient's norm; 0 for none
+    :param kl_threshold: stop the update once an epoch's mean KL exceeds it; 0 for never
+    :param scheduler: class of a learning-rate scheduler, stepped after each epoch
+    :param scheduler_kwargs: its keyword arguments
+    """
+
+    learning_rate: float | Sequence[float]
+    grad_norm_clip: float = 0.0
+    kl_threshold: float = 0.0
+    scheduler: Callable[..., Any] | None = None
+    scheduler_kwargs: Mapping[str, Any] | None = None
+
+
+class SetOptimizers:
+    """Optimizers of S parameter sets stored as rows ``[S, D]``.
+
+    Each set has a true ``torch.optim.Adam`` of its own, over its row: learning rates, schedulers and state dicts work as
+    anywhere. A step gathers the rows of equal learning rate and hands them to PyTorch's fused kernel together.
+
+    :param storage: parameters and gradients
+    :param policy_width: number of elements, at the start of a row, that belong to policies
+    :param settings: of each set
+    """
+
+    def __init__(self, storage: FlatParameters, policy_width: int, settings: Sequence[OptimizerSettings]) -> None:
+        self._storage = storage
+        self._settings = list(settings)
+        width = storage.data.shape[1]
+        separate = isinstance(settings[0].learning_rate, (tuple, list))
+        if separate and not 0 < policy_width < width:
+            raise ValueError("a (policy, value) pair of learning rates needs a value model that is not the policy itself")
+        self._parts = [slice(0, policy_width), slice(policy_width, width)] if separate else [slice(0, width)]
+        self.optimizers = [self._adam(s, setting) for s, setting in enumerate(settings)]
+        self.schedulers = [
+            None if setting.scheduler is None else setting.scheduler(optimizer, **(setting.scheduler_kwargs or {}))
+            for setting, optimizer in zip(settings, self.optimizers, strict=True)
+        ]
+        limits = [setting.grad_norm_clip or math.inf for setting in settings]
+        self._limits = torch.tensor(limits, device=storage.data.device).unsqueeze(1)
+        self._clips = any(math.isfinite(limit) for limit in limits)
+        self._active = [True] * len(settings)
+        self._batches: list[_AdamBatch] = []
+
+    def _adam(self, s: int, setting: OptimizerSettings) -> torch.optim.Adam:
+        rate = setting.learning_rate
+        rates = [float(rate)] if isinstance(rate, (int, float)) else [float(r) for r in rate]
+        groups = []
+        for part, lr in zip(self._parts, rates, strict=True):
+            row = nn.Parameter(self._storage.data[s, part])
+            row.grad = self._storage.grad[s, part]
+            groups.append({"params": [row], "lr": lr})
+        optimizer = torch.optim.Adam(groups, fused=True)
+        for group in optimizer.param_groups:
+            (row,) = group["params"]
+            optimizer.state[row] = {
+                "step": torch.zeros((), dtype=torch.float32, device=row.device),
+                "exp_avg": torch.zeros_like(row),
+                "exp_avg_sq": torch.zeros_like(row),
+            }
+        return optimizer
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether :meth:`end_epoch` reads the KL divergence (which waits for the device)."""
+        adaptive = any(isinstance(scheduler, KLAdaptiveLR) for scheduler in self.schedulers)
+        return adaptive or any(setting.kl_threshold > 0 for setting in self._settings)
+
+    def learning_rates(self) -> list[float]:
+        """The policy's present learning rate of each set."""
+        return [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
+
+    def begin_update(self) -> None:
+        """Let every set take part again."""
+        self._storage.link()
+        self._active = [True] * len(self._settings)
+        self._batches = self._gather()
+
+    def _gather(self) -> list[_AdamBatch]:
+        batches: dict[tuple[Any, ...], _AdamBatch] = {}
+        for optimizer, active in zip(self.optimizers, self._active, strict=True):
+            if not active:
+                continue
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # what LR schedulers look at to warn about their order
+            for group in optimizer.param_groups:
+                key = (float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"])
+                batch = batches.setdefault(key, _AdamBatch(*key))
+                for row in group["params"]:
+                    batch.add(row, optimizer.state[row])
+        return list(batches.values())
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Take one step of every active set down the gradient of ``loss``, the sum of the sets' losses.
+
+        :return: gradient norms before clipping ``[S, 1]`` (``[S, 2]``, policy and value, for a pair of learning rates)
+        """
+        grad = self._storage.grad
+        grad.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norms = torch.stack([torch.linalg.vector_norm(grad[:, part], dim=1) for part in self._parts], dim=1)
+        if self._clips:
+            scale = (self._limits / (norms + 1e-6)).clamp_max(1.0)
+            for i, part in enumerate(self._parts):
+                grad[:, part].mul_(scale[:, i : i + 1])
+        for batch in self._batches:
+            batch.step()
+        return norms
+
+    def end_epoch(self, kl: Tensor) -> bool:
+        """Step the schedulers and stop the sets whose KL divergence left its bound.
+
+        :param kl: the epoch's mean KL divergence of each set ``[S]``
+
+        :return: whether any set goes on
+        """
+        divergences = kl.tolist() if self.needs_kl else [0.0] * len(self._settings)
+        for s, (setting, scheduler, divergence) in enumerate(
+            zip(self._settings, self.schedulers, divergences, strict=True)
+        ):
+            if not self._active[s]:
+                continue
+            if isinstance(scheduler, KLAdaptiveLR):
+                scheduler.step(divergence)
+            elif scheduler is not None:
+                scheduler.step()
+            if setting.kl_threshold > 0 and divergence > setting.kl_threshold:
+                self._active[s] = False
+        self._batches = self._gather()
+        return bool(self._batches)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """State of each set's optimizer and scheduler."""
+        return [
+            {
+                "optimizer": optimizer.state_dict(),
+                "scheduler": None if scheduler is None else plain(scheduler.state_dict()),
+            }
+            for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True)
+        ]
+
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take what :meth:`state_dict` returned."""
+        for state, optimizer, scheduler in zip(states, self.optimizers, self.schedulers, strict=True):
+            optimizer.load_state_dict(dict(state["optimizer"]))
+            if scheduler is not None and state["scheduler"] is not None:
+                scheduler.load_state_dict(dict(state["scheduler"]))
+
+
+def plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what a file without code can hold: numbers, strings, tensors, and lists, tuples and dicts of these."""
+
+    def keep(value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return all(keep(item) for item in value)
+        if isinstance(value, Mapping):
+            return all(keep(item) for item in value.values())
+        return value is None or isinstance(value, (bool, int, float, str, Tensor))
+
+    return {name: value for name, value in state.items() if keep(value)}
+
+
+class _AdamBatch:
+    """Rows that the fused kernel updates in one call."""
+
+    def __init__(self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> None:
+        self._kwargs: dict[str, Any] = {
+            "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay,
+            "amsgrad": False, "maximize": False, "fused": True,
+        }  # fmt: skip
+        self._lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+
+    def add(self, row: Tensor, state: Mapping[str, Tensor]) -> None:
+        assert row.grad is not None
+        params, grads, exp_avgs, exp_avg_sqs, _, steps = self._lists
+        params.append(row)
+        grads.append(row.grad)
+        exp_avgs.append(state["exp_avg"])
+        exp_avg_sqs.append(state["exp_avg_sq"])
+        steps.append(state["step"])
+
+    @torch.no_grad()
+    def step(self) -> None:
+        adam(*self._lists, **self._kwargs)

@@ -1,0 +1,572 @@
+"""Multi-agent proximal policy optimisation: all that its centralised and decentralised forms have in common.
+
+The update, for each set of parameters, after T steps of E environments (Yu et al. 2022, arXiv 2103.01955, algorithm 1)::
+
+    V_t = V(x_t);  A_t, R_t = GAE(r, V, true successors' V)         x: what the critic sees
+    A <- (A - mean) / std, per agent
+    for each epoch, for each shuffled minibatch:
+        L = mean over agents of  L_policy - c_e * entropy + c_V * L_value
+        step down the gradient of L, clipped
+    learn the observations' statistics, for the next rollout
+
+Departures from the paper: agents are batched rather than looped over, the Huber loss is replaced by the squared error, and
+a KL bound may end the epochs early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from coterie import functional
+from coterie.agent_tensors import AgentTensors
+from coterie.agents.base import MultiAgent, Outputs, check_finite
+from coterie.agents.config import Config, Key
+from coterie.agents.groups import Group, Learner, SetPreprocessor
+from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
+from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
+from coterie.agents.ppo_statistics import UpdateStatistics
+from coterie.memories.base import Memory
+from coterie.models.base import Model
+from coterie.models.distributions import Distribution
+from coterie.preprocessors import Preprocessor
+from coterie.spaces import action_width, flat_size
+
+__all__ = ["MultiAgentPPO"]
+
+@dataclass
+class _Rollout:
+    """One group's rollout as an update sees it; N = T * E rows. ``critic`` has one agent where all see the same."""
+
+    states: Tensor  # [N, A, F], normalised
+    critic: Tensor  # [N, A or 1, F], normalised
+    actions: Tensor  # [N, A, k], latent
+    log_prob: Tensor  # [N, A, 1]
+    advantages: Tensor  # [N, A, 1], standardised
+    values: Tensor  # [N, A, 1], as the critic predicted them
+    returns: Tensor  # [N, A, 1], on the scale of the critic's predictions
+
+    def take(self, rows: Tensor) -> _Rollout:
+        """The rows of one minibatch."""
+        return _Rollout(*(tensor.index_select(0, rows) for tensor in vars(self).values()))
+
+
+@dataclass
+class _Ending:
+    """Critics' inputs at the last states of episodes that a time limit cut short at row ``t`` of a rollout."""
+
+    names: tuple[str, ...]
+    t: int
+    envs: Tensor  # [N]
+    critic: Tensor  # [N, A or 1, F]
+
+
+@dataclass
+class _Weights:
+    """The configuration values of a group that its loss needs."""
+
+    ratio_clip: Tensor  # [A, 1]
+    value_clip: Tensor  # [A, 1], infinite where predictions are not clipped
+    entropy_scale: Tensor  # [A]
+    value_scale: Tensor  # [A]
+    explores: bool  # whether any entropy counts
+
+
+class MultiAgentPPO(MultiAgent):
+    """Base of the two forms of multi-agent PPO, which differ in what their critics see.
+
+    See :class:`MultiAgent` for the parameters. With memories, every agent needs a value model, and the memories' size must
+    be ``cfg["rollouts"]``.
+    """
+
+    DEFAULT_CONFIG: ClassVar[Config] = PPO_DEFAULT_CONFIG
+    KEYS: ClassVar[Mapping[str, Key]] = PPO_KEYS
+    OWN_KEYS: ClassVar[tuple[str, ...]] = (
+        "learning_rate", "learning_rate_scheduler", "learning_rate_scheduler_kwargs", "grad_norm_clip", "kl_threshold",
+        "value_preprocessor", "value_preprocessor_kwargs", "state_preprocessor",
+    )  # fmt: skip
+    COMMON_KEYS: ClassVar[tuple[str, ...]] = (
+        "learning_epochs", "mini_batches", "random_timesteps", "learning_starts", "mixed_precision",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        possible_agents: Sequence[str],
+        models: Mapping[str, Mapping[str, Model]],
+        memories: Mapping[str, Memory] | None = None,
+        observation_spaces: Mapping[str, gymnasium.Space] | None = None,
+        action_spaces: Mapping[str, gymnasium.Space] | None = None,
+        device: str | torch.device | None = None,
+        cfg: Mapping[str, Any] | None = None,
+        shared_observation_spaces: Mapping[str, gymnasium.Space] | None = None,
+    ) -> None:
+        super().__init__(
+            possible_agents, models, memories, observation_spaces, action_spaces, device, cfg, shared_observation_spaces
+        )
+        self._check_critics()
+        for learner in self.learners:
+            self._make_preprocessors(learner)
+        self._pending: dict[tuple[str, ...], tuple[Tensor, Tensor, Tensor]] = {}
+        self._storage: dict[tuple[str, ...], Memory] = {}
+        self._endings: list[_Ending] = []
+        self._last_critic: dict[tuple[str, ...], Tensor] = {}
+        self._shared: Memory | None = None
+        self._weights_of: dict[tuple[str, ...], _Weights] = {}
+        self._recorded = 0
+        self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
+        if self.memories is not None:
+            self._check_memories(self.memories)
+            for learner in self.learners:
+                settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
+                learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
+
+    # ---- what the critic sees: the whole difference between the two forms ------------------------------------------------
+
+    #: what the critic sees, for messages
+    critic_input: ClassVar[str]
+
+    @abstractmethod
+    def critic_space(self, uid: str) -> gymnasium.Space | None:
+        """Space of the critic's input; None where it is whatever the critic was built for."""
+
+    @abstractmethod
+    def critic_states(self, states: Tensor, shared_states: Tensor | None) -> Tensor:
+        """The critics' inputs ``[..., A or 1, F]`` (1 where all agents' are equal) at one moment.
+
+        :param states: observations ``[..., A, F]``
+        :param shared_states: ``[..., F]``, None unless :attr:`uses_shared_states`
+        """
+
+    @abstractmethod
+    def critic_preprocessor(self, group: Group) -> SetPreprocessor | None:
+        """What normalises the critics' inputs."""
+
+    # ---- construction ----------------------------------------------------------------------------------------------------
+
+    def _check_critics(self) -> None:
+        for uid, roles in self.models.items():
+            space = self.critic_space(uid)
+            if "value" not in roles or space is None:
+                continue
+            built, needed = roles["value"].num_observations, flat_size(space)
+            if built != needed:
+                raise ValueError(
+                    f"the value model of {uid!r} was built for inputs of size {built}, {type(self).__name__} feeds it "
+                    f"{needed}: {self.critic_input}"
+                )
+
+    def _check_memories(self, memories: Mapping[str, Memory]) -> None:
+        for uid, memory in memories.items():
+            if not isinstance(memory, Memory):
+                raise TypeError(f"memories[{uid!r}]: expected a coterie Memory, got {type(memory).__name__}")
+            if memory.memory_size != self.cfg["rollouts"]:
+                raise ValueError(
+                    f"memories[{uid!r}]: expected memory_size {self.cfg['rollouts']} as cfg['rollouts'], got "
+                    f"{memory.memory_size}: an update reads the whole memory"
+                )
+            if "value" not in self.models[uid]:
+                raise ValueError(f"models[{uid!r}] has no 'value': training needs a critic; pass memories=None to act only")
+        sizes = {uid: memory.num_envs for uid, memory in memories.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"memories: expected one num_envs for all agents, got {sizes}")
+        samples = self.cfg["rollouts"] * next(iter(sizes.values()))
+        for uid, parts in self.agent_cfg["mini_batches"].items():
+            if parts > samples:
+                raise ValueError(f"mini_batches: {parts} for {uid!r}, but a rollout has {samples} samples")
+
+    def _optimizer_settings(self, uid: str) -> OptimizerSettings:
+        value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
+        return OptimizerSettings(
+            learning_rate=value["learning_rate"],
+            grad_norm_clip=value["grad_norm_clip"],
+            kl_threshold=value["kl_threshold"],
+            scheduler=value["learning_rate_scheduler"],
+            scheduler_kwargs=value["learning_rate_scheduler_kwargs"],
+        )
+
+    def _make_preprocessors(self, learner: Learner) -> None:
+        """Build the configured normalisers: one for each parameter set, since one network has one input scale."""
+        for group in learner.groups:
+            group.state_preprocessor = self._preprocessor(group, "state_preprocessor", group.observation_space)
+        learner.value_preprocessor = self._preprocessor(learner.groups[0], "value_preprocessor", 1)
+
+    def _preprocessor(self, group: Group, key: str, size: gymnasium.Space | int | None) -> SetPreprocessor | None:
+        leaders = {s: name for name, s in reversed(list(zip(group.names, group.sets, strict=True)))}
+        members = []
+        for name, s in zip(group.names, group.sets, strict=True):
+            for option in (key, f"{key}_kwargs"):
+                mine, leader = self.agent_cfg[option][name], self.agent_cfg[option][leaders[s]]
+                if repr(mine) != repr(leader):
+                    raise ValueError(
+                        f"agents {leaders[s]!r} and {name!r} share a model but not {option}: {leader} against {mine}"
+                    )
+        for _, uid in sorted(leaders.items()):
+            kind = self.agent_cfg[key][uid]
+            if kind is None:
+                continue
+            kwargs = dict(self.agent_cfg[f"{key}_kwargs"][uid] or {})
+            if isinstance(kind, type) and issubclass(kind, Preprocessor):
+                kwargs = {"size": size, "device": self.device, **kwargs}
+                if flat_size(kwargs["size"]) != flat_size(size):
+                    raise ValueError(f"{key}_kwargs[{uid!r}]: expected size {flat_size(size)}, got {kwargs['size']}")
+            members.append(kind(**kwargs))
+        if members and len(members) != len(leaders):
+            raise ValueError(f"{key}: expected a class for all of {list(group.names)} or for none, since they share models")
+        return SetPreprocessor(members, group.size) if members else None
+
+    # ---- hooks ------------------------------------------------------------------------------------------------------------
+
+    def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
+        super().init(trainer_cfg)
+        if self.memories is None or self._storage:
+            return
+        for group in self.groups:
+            first = self.memories[group.names[0]]
+            storage = Memory(first.memory_size, first.num_envs, self.device)
+            agents, discrete = group.size, not isinstance(group.action_space, gymnasium.spaces.Box)
+            storage.create_tensor("states", (agents, flat_size(group.observation_space)))
+            storage.create_tensor(
+                "actions", (agents, action_width(group.action_space)), torch.int64 if discrete else torch.float32
+            )
+            storage.create_tensor("log_prob", (agents, self._log_prob_width(group)))
+            storage.create_tensor("terminated", (agents, 1), torch.bool)
+            storage.create_tensor("truncated", (agents, 1), torch.bool)
+            for name in ("rewards", "values", "returns", "advantages"):
+                storage.create_tensor(name, (agents, 1))
+            self._storage[group.names] = storage
+        shared = self._create_shared_storage(first.memory_size, first.num_envs)
+        for group in self.groups:
+            storage = self._storage[group.names]
+            for i, uid in enumerate(group.names):
+                views = {name: storage.get_tensor_by_name(name)[:, :, i] for name in storage.get_tensor_names()}
+                self.memories[uid].expose(storage, {**views, **shared})
+
+    def _create_shared_storage(self, rollouts: int, num_envs: int) -> dict[str, Tensor]:
+        """Make room for the shared states, once for all agents; what all agents' memories show of it."""
+        if not self.uses_shared_states:
+            return {}
+        space = self.critic_space(self.possible_agents[0])
+        assert space is not None
+        self._shared = Memory(rollouts, num_envs, self.device)
+        self._shared.create_tensor("shared_states", flat_size(space))
+        return {"shared_states": self._shared.get_tensor_by_name("shared_states")}
+
+    def _log_prob_width(self, group: Group) -> int:
+        """1, or the number of action dimensions for policies that don't reduce over them."""
+        zeros = torch.zeros(1, group.size, flat_size(group.observation_space), device=self.device)
+        with torch.no_grad():
+            distribution = self._distribution(group, zeros)
+            return distribution.log_prob(distribution.mode()).shape[-1]
+
+    @torch.no_grad()
+    def act(
+        self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
+        actions, log_prob, distributions = {}, {}, {}
+        for group in self.groups:
+            observed = self._stack("states", states, group.names, flat_size(group.observation_space))
+            self._check_finite("states", observed, group.names)
+            distribution = self._distribution(group, self._normalise(group, observed))
+            if timestep < self.agent_cfg["random_timesteps"][group.names[0]]:
+                chosen = group.policy.models[0].random_act({"states": observed}, "policy")[0]
+                latent = distribution.latent(chosen)
+            else:
+                latent = distribution.sample()
+            actions[group.names] = distribution.actions(latent)
+            log_prob[group.names] = distribution.log_prob(latent)
+            distributions[group.names] = distribution
+            self._pending[group.names] = actions[group.names], latent, log_prob[group.names]
+        return AgentTensors(actions), AgentTensors(log_prob), Outputs(distributions)
+
+    @torch.no_grad()
+    def record_transition(
+        self,
+        states: Mapping[str, Tensor],
+        actions: Mapping[str, Tensor],
+        rewards: Mapping[str, Tensor],
+        next_states: Mapping[str, Tensor],
+        terminated: Mapping[str, Tensor],
+        truncated: Mapping[str, Tensor],
+        infos: Mapping[str, Any],
+        timestep: int,
+        timesteps: int,
+    ) -> None:
+        super().record_transition(
+            states, actions, rewards, next_states, terminated, truncated, infos, timestep, timesteps
+        )
+        if not self._storage:
+            return
+        if self._shared is not None:
+            self._shared.add_samples(shared_states=self._shared_state(infos, "shared_states"))
+        for group in self.groups:
+            observed = self._stack("states", states, group.names, flat_size(group.observation_space))
+            latent, log_prob = self._latent(group, observed, actions)
+            earned = self._stack("rewards", rewards, group.names)
+            self._check_finite("rewards", earned, group.names)
+            done = self._stack("terminated", terminated, group.names)
+            cut = self._stack("truncated", truncated, group.names)
+            self._storage[group.names].add_samples(
+                states=observed,
+                actions=latent,
+                log_prob=log_prob,
+                rewards=self._shaped(group, earned, timestep, timesteps),
+                terminated=done,
+                truncated=cut,
+            )
+            self._record_successors(group, next_states, cut & ~done, infos)
+        self._recorded += 1
+
+    def _record_successors(
+        self, group: Group, next_states: Mapping[str, Tensor], cut: Tensor, infos: Mapping[str, Any]
+    ) -> None:
+        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck.
+
+        :param cut: bool ``[E, A, 1]``, truncated and not terminated
+        """
+        row = self._recorded % self.rollouts
+        width = flat_size(group.observation_space)
+        if row + 1 == self.rollouts:
+            following = self._stack("next_states", next_states, group.names, width)
+            shared = self._shared_state(infos, "shared_next_states")
+            self._last_critic[group.names] = self.critic_states(following, shared).clone()
+        if not self._bootstraps:
+            return
+        envs = cut.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
+        if len(envs):
+            # an environment that doesn't reset itself shows the true last observations as next_states
+            resets = "final_states" in infos
+            final = self._stack("final_states", infos["final_states"] if resets else next_states, group.names, width)
+            self._check_finite("final_states", final, group.names)
+            shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
+            critic = self.critic_states(final[envs], None if shared is None else shared[envs])
+            self._endings.append(_Ending(group.names, row, envs, critic))
+
+    def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:
+        """The shared state ``[E, F]`` of a moment, None where critics don't see it.
+
+        :raises KeyError: it is not in ``infos``
+        :raises ValueError: it has another shape
+        """
+        if self._shared is None:
+            return None
+        if not isinstance(infos.get(key), Tensor):
+            raise KeyError(f"infos[{key!r}]: expected the shared state, a tensor [E, F]; got {type(infos.get(key)).__name__}")
+        state: Tensor = infos[key]
+        expected = (self._shared.num_envs, *self._shared.get_tensor_by_name("shared_states").shape[2:])
+        if state.shape != expected:
+            raise ValueError(f"infos[{key!r}]: expected a tensor of shape {list(expected)}, got {list(state.shape)}")
+        return state
+
+    @property
+    def rollouts(self) -> int:
+        """Number of steps T between updates."""
+        return int(self.cfg["rollouts"])
+
+    def _latent(self, group: Group, observed: Tensor, actions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Latent actions and their log-probability: as drawn by ``act``, or worked out for actions from elsewhere."""
+        taken = self._stack("actions", actions, group.names, action_width(group.action_space))
+        pending = self._pending.pop(group.names, None)
+        if pending is not None and (taken is pending[0] or torch.equal(taken, pending[0])):
+            return pending[1], pending[2]
+        distribution = self._distribution(group, self._normalise(group, observed))
+        latent = distribution.latent(taken)
+        return latent, distribution.log_prob(latent)
+
+    def _shaped(self, group: Group, rewards: Tensor, timestep: int, timesteps: int) -> Tensor:
+        shapers = [self.agent_cfg["rewards_shaper"][uid] for uid in group.names]
+        if all(shaper is None for shaper in shapers):
+            return rewards
+        columns = [
+            column if shaper is None else shaper(column.clone(), timestep, timesteps)
+            for shaper, column in zip(shapers, rewards.unbind(1), strict=True)
+        ]
+        return torch.stack(columns, dim=1)
+
+    def post_interaction(self, timestep: int, timesteps: int) -> None:
+        if self._storage and self._recorded and self._recorded % self.rollouts == 0:
+            self.set_mode("train")
+            self._update(timestep, timesteps)
+            self.set_mode("eval")
+            self._endings.clear()
+        super().post_interaction(timestep, timesteps)
+
+    # ---- networks --------------------------------------------------------------------------------------------------------
+
+    def _precision(self, group: Group) -> contextlib.AbstractContextManager[Any]:
+        if self.agent_cfg["mixed_precision"][group.names[0]]:
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _distribution(self, group: Group, states: Tensor) -> Distribution:
+        """The policies' distributions for normalised observations ``[B, A, F]``, in float32."""
+        with self._precision(group):
+            tensors = group.policy(states)
+        template = group.policy.models[0]
+        return template.make_distribution([tensor.float() for tensor in tensors])  # type: ignore[no-any-return, operator]
+
+    def _predict(self, group: Group, critic_states: Tensor) -> Tensor:
+        """The critics' predictions ``[B, A or 1, 1]`` for normalised inputs, in float32."""
+        assert group.value is not None
+        with self._precision(group):
+            (values, *_) = group.value(critic_states)
+        return values.float()
+
+    def _normalise(self, group: Group, states: Tensor) -> Tensor:
+        return states if group.state_preprocessor is None else group.state_preprocessor(states)
+
+    def _normalise_critic(self, group: Group, states: Tensor) -> Tensor:
+        preprocessor = self.critic_preprocessor(group)
+        return states if preprocessor is None else preprocessor(states)
+
+    # ---- the update ------------------------------------------------------------------------------------------------------
+
+    def _update(self, timestep: int, timesteps: int) -> None:
+        for learner in self.learners:
+            if timestep >= self.agent_cfg["learning_starts"][learner.names[0]]:
+                self._learn(learner)
+
+    def _learn(self, learner: Learner) -> None:
+        """One update of the learner's parameter sets: targets, epochs of minibatches, normalisers."""
+        assert learner.optimizers is not None
+        leader = learner.names[0]
+        epochs, parts = self.agent_cfg["learning_epochs"][leader], self.agent_cfg["mini_batches"][leader]
+        rollouts = self._rollouts(learner)
+        statistics = UpdateStatistics(learner)
+        learner.optimizers.begin_update()
+        for _ in range(epochs):
+            order = torch.randperm(len(rollouts[0].states), device=self.device)
+            for rows in order.tensor_split(parts):
+                losses = [
+                    self._losses(group, rollout.take(rows), statistics)
+                    for group, rollout in zip(learner.groups, rollouts, strict=True)
+                ]
+                # the sum over sets of the mean over a set's agents: sets have no parameters in common
+                loss = torch.cat(losses).sum() / learner.agents_per_set
+                statistics.add_norm(learner.optimizers.step(loss))
+            if not learner.optimizers.end_epoch(statistics.end_epoch()):
+                break
+        self._learn_states(learner)
+        self._track(learner, statistics)
+
+    def _losses(self, group: Group, batch: _Rollout, statistics: UpdateStatistics) -> Tensor:
+        """Each agent's loss ``[A]`` on one minibatch."""
+        weights = self._weights(group)
+        distribution = self._distribution(group, batch.states)
+        log_ratio = distribution.log_prob(batch.actions) - batch.log_prob
+        with torch.set_grad_enabled(weights.explores):
+            entropy = distribution.entropy().mean(dim=(0, 2))
+        values = self._predict(group, batch.critic)
+        policy_loss = functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip).mean(dim=(0, 2))
+        value_loss = functional.clipped_value_loss(values, batch.values, batch.returns, weights.value_clip).mean(
+            dim=(0, 2)
+        )
+        statistics.add(group, policy_loss, value_loss, entropy, log_ratio, weights.ratio_clip, distribution.std)
+        loss = torch.addcmul(policy_loss, weights.value_scale, value_loss)
+        return torch.addcmul(loss, weights.entropy_scale, entropy, value=-1.0) if weights.explores else loss
+
+    @torch.no_grad()
+    def _rollouts(self, learner: Learner) -> list[_Rollout]:
+        """Values, advantages and returns of the learner's groups, and what else its epochs read."""
+        prepared = []
+        shared = None if self._shared is None else self._shared.get_tensor_by_name("shared_states")
+        for group in learner.groups:
+            storage = self._storage[group.names]
+            stored = {name: storage.get_tensor_by_name(name) for name in storage.get_tensor_names()}
+            for name in ("states", "rewards"):
+                check_finite(f"the rollout's {name}", stored[name].flatten(0, 1), group.names)
+            critic = self._normalise_critic(group, self.critic_states(stored["states"], shared).flatten(0, 1))
+            predicted = self._predict(group, critic).expand(-1, group.size, -1).view_as(stored["rewards"])
+            values = self._denormalise(learner, predicted.flatten(0, 1)).view_as(predicted)
+            next_values = self._successors(learner, group, values)
+            advantages, returns = functional.gae(
+                stored["rewards"],
+                values,
+                next_values,
+                stored["terminated"] | (stored["truncated"] & ~self.config_vector(group, "time_limit_bootstrap").bool()),
+                stored["truncated"],
+                self.config_vector(group, "discount_factor"),
+                self.config_vector(group, "lambda"),
+            )
+            stored["values"].copy_(values)
+            stored["returns"].copy_(returns)
+            stored["advantages"].copy_(functional.standardise(advantages, dim=(0, 1)))
+            prepared.append((stored, critic, predicted))
+        if learner.value_preprocessor is not None:  # learns from returns only, and before they are normalised
+            learner.value_preprocessor(
+                torch.cat([stored["returns"].flatten(0, 1) for stored, _, _ in prepared], dim=1), train=True
+            )
+        return [
+            _Rollout(
+                states=self._normalise(group, stored["states"].flatten(0, 1)),
+                critic=critic,
+                actions=stored["actions"].flatten(0, 1),
+                log_prob=stored["log_prob"].flatten(0, 1),
+                advantages=stored["advantages"].flatten(0, 1),
+                values=predicted.flatten(0, 1),
+                returns=self._normalised_returns(learner, stored["returns"].flatten(0, 1)),
+            )
+            for group, (stored, critic, predicted) in zip(learner.groups, prepared, strict=True)
+        ]
+
+    def _successors(self, learner: Learner, group: Group, values: Tensor) -> Tensor:
+        """V of the true successor of each step ``[T, E, A, 1]``: the next row's, or the last observation's where it ended."""
+        last = self._value(learner, group, self._last_critic[group.names])
+        successors = torch.cat([values[1:], last.unsqueeze(0)])
+        endings = [ending for ending in self._endings if ending.names == group.names]
+        if endings:
+            finals = self._value(learner, group, torch.cat([ending.critic for ending in endings]))
+            for ending, final in zip(endings, finals.split([len(e.envs) for e in endings]), strict=True):
+                successors[ending.t, ending.envs] = final
+        return successors
+
+    def _value(self, learner: Learner, group: Group, critic_states: Tensor) -> Tensor:
+        """Denormalised values ``[B, A, 1]`` of raw critic inputs ``[B, A or 1, F]``."""
+        values = self._predict(group, self._normalise_critic(group, critic_states))
+        return self._denormalise(learner, values.expand(-1, group.size, -1))
+
+    def _denormalise(self, learner: Learner, values: Tensor) -> Tensor:
+        return values if learner.value_preprocessor is None else learner.value_preprocessor(values, inverse=True)
+
+    def _normalised_returns(self, learner: Learner, returns: Tensor) -> Tensor:
+        return returns if learner.value_preprocessor is None else learner.value_preprocessor(returns)
+
+    def _learn_states(self, learner: Learner) -> None:
+        """Let the observations' normalisers learn once the last epoch is over: until then they stay as they were when acting."""
+        for group in learner.groups:
+            if group.state_preprocessor is not None:
+                states = self._storage[group.names].get_tensor_by_name("states")
+                group.state_preprocessor(states.flatten(0, 1), train=True)
+
+    def _weights(self, group: Group) -> _Weights:
+        cached = self._weights_of.get(group.names)
+        if cached is None:
+            clip = self.config_vector(group, "value_clip")
+            clip = torch.where(self.config_vector(group, "clip_predicted_values").bool(), clip, math.inf)
+            entropy_scale = self.config_vector(group, "entropy_loss_scale").squeeze(-1)
+            cached = self._weights_of[group.names] = _Weights(
+                self.config_vector(group, "ratio_clip"),
+                clip,
+                entropy_scale,
+                self.config_vector(group, "value_loss_scale").squeeze(-1),
+                any(self.agent_cfg["entropy_loss_scale"][uid] > 0 for uid in group.names),
+            )
+        return cached
+
+    def _track(self, learner: Learner, statistics: UpdateStatistics) -> None:
+        if not self._tracker.enabled:
+            return
+        explained = {}
+        for group in learner.groups:
+            storage = self._storage[group.names]
+            returns, values = (storage.get_tensor_by_name(name) for name in ("returns", "values"))
+            spread = returns.var(dim=(0, 1), correction=0).squeeze(-1).clamp_min(1e-8)
+            explained[group.names] = 1.0 - (returns - values).var(dim=(0, 1), correction=0).squeeze(-1) / spread
+        statistics.write(self.track_data, explained)

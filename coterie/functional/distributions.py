@@ -1,0 +1,76 @@
+"""Log-probabilities, entropies and samples of the action distributions, for any leading shape."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+__all__ = [
+    "categorical_entropy",
+    "categorical_log_prob",
+    "categorical_sample",
+    "normal_entropy",
+    "normal_log_prob",
+    "tanh_log_derivative",
+    "tanh_normal_entropy",
+]
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_LOG_TWO = math.log(2.0)
+
+
+def normal_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density of ``N(mean, exp(log_std)^2)`` at ``x``, element by element."""
+    z = (x - mean) * torch.exp(-log_std)
+    return -0.5 * z * z - log_std - _HALF_LOG_TWO_PI
+
+
+def normal_entropy(log_std: Tensor) -> Tensor:
+    """Entropy ``log_std + log(2 pi e) / 2`` of a normal distribution, element by element."""
+    return log_std + (0.5 + _HALF_LOG_TWO_PI)
+
+
+def tanh_log_derivative(x: Tensor) -> Tensor:
+    """``log(1 - tanh(x)^2)`` without cancellation: ``2 (log 2 - x - softplus(-2x))``."""
+    return 2.0 * (_LOG_TWO - x - softplus(-2.0 * x))
+
+
+@lru_cache(maxsize=1)
+def _hermite(nodes: int = 16) -> tuple[list[float], list[float]]:
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    return points.tolist(), (weights / weights.sum()).tolist()
+
+
+def tanh_normal_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
+    """Entropy of ``tanh(u)``, ``u ~ N(mean, exp(log_std)^2)``, element by element.
+
+    ``H[tanh(u)] = H[u] + E[log(1 - tanh(u)^2)]``. The expectation has no closed form; it is taken by Gauss-Hermite
+    quadrature with 16 nodes, so that the result is deterministic and differentiable.
+    """
+    points, weights = _hermite()
+    nodes = torch.tensor(points, dtype=mean.dtype, device=mean.device)
+    weight = torch.tensor(weights, dtype=mean.dtype, device=mean.device)
+    u = mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * nodes
+    return normal_entropy(log_std) + tanh_log_derivative(u) @ weight
+
+
+def categorical_log_prob(log_probs: Tensor, actions: Tensor) -> Tensor:
+    """Pick the log-probability ``[..., 1]`` of ``actions`` (int64 ``[..., 1]``) from normalised ``log_probs`` ``[..., n]``."""
+    return log_probs.gather(-1, actions)
+
+
+def categorical_entropy(log_probs: Tensor) -> Tensor:
+    """Entropy ``[..., 1]`` for normalised ``log_probs`` ``[..., n]``; a forbidden action's ``-inf`` counts as 0 log 0 = 0."""
+    finite = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
+    return -(log_probs.exp() * finite).sum(dim=-1, keepdim=True)
+
+
+def categorical_sample(logits: Tensor) -> Tensor:
+    """Draw int64 ``[..., 1]`` from ``logits`` ``[..., n]``, normalised or not, by exponential races (no host-device sync)."""
+    race = torch.empty_like(logits).exponential_()
+    return (logits - race.log()).argmax(dim=-1, keepdim=True)

@@ -1,0 +1,223 @@
+"""Models of one architecture as one list of batched tensor operations.
+
+``compute`` of every model is traced symbolically. Where the trace is made of layers and element-wise functions alone,
+it is replayed on tensors ``[K, N, F]``, K models times N rows, with the models' parameters stacked along K: a linear layer
+becomes one batched matrix product. A trace with anything else in it is refused (None), and the caller falls back to
+``torch.vmap`` or to a loop, which are slower and always right.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from coterie.models.base import Model
+from coterie.models.flat_parameters import FlatParameters
+
+__all__ = ["build_plan", "trace"]
+
+Plan = Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]
+Step = Callable[[list[Any]], Any]
+
+#: what ``compute`` may find in its inputs while it is traced
+INPUTS = ("states", "agent_id")
+
+ELEMENTWISE_MODULES = (
+    nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity, nn.Mish, nn.SELU,
+    nn.CELU, nn.Hardtanh, nn.Hardswish, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.ReLU6, nn.Hardsigmoid,
+)  # fmt: skip
+ELEMENTWISE_FUNCTIONS = {
+    torch.tanh, torch.relu, torch.sigmoid, torch.exp, torch.log, torch.abs, torch.square, torch.sqrt, torch.clamp, torch.neg,
+    torch.add, torch.sub, torch.mul, torch.div, torch.sin, torch.cos, torch.nn.functional.softplus,
+    F.tanh, F.relu, F.elu, F.gelu, F.silu, F.leaky_relu, F.sigmoid, F.selu, F.mish, F.hardtanh, F.softsign,
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow,
+}  # fmt: skip
+ELEMENTWISE_METHODS = {
+    "tanh", "relu", "sigmoid", "exp", "log", "abs", "square", "sqrt", "clamp", "neg", "add", "sub", "mul", "div",
+    "expand_as", "float",
+}  # fmt: skip
+
+
+class _Traceable(nn.Module):
+    """``compute`` as a function of plain tensors, for the tracer."""
+
+    def __init__(self, model: Model, role: str) -> None:
+        super().__init__()
+        self.model = model
+        self.role = role
+
+    def forward(self, states: Any, agent_id: Any) -> Any:
+        return self.model.compute({"states": states, "agent_id": agent_id}, self.role)
+
+
+def trace(model: Model, role: str) -> tuple[fx.Graph, str] | None:
+    """Trace ``model.compute``: its graph, and a text equal for models that compute the same function of their parameters.
+
+    :return: None where the model cannot be traced (control flow on values, other inputs, calls that the tracer cannot follow)
+
+    :raises ValueError: ``compute`` keeps tensors on ``self``, so that one call changes what another returns
+    """
+    before = dict(vars(model))
+    try:
+        graph = fx.Tracer().trace(_Traceable(model, role))
+    except Exception:  # whatever user code raises when it meets a symbolic value: it is then not traceable
+        return None
+    finally:
+        kept = [name for name, value in vars(model).items() if isinstance(value, fx.Proxy)]
+        vars(model).update(before)
+        for name in set(vars(model)) - set(before):
+            del vars(model)[name]
+    if kept:
+        raise ValueError(
+            f"{type(model).__name__}.compute stores {kept} on self: what it returns must depend on its inputs alone; "
+            "compute the shared part in each role instead"
+        )
+    root = _Traceable(model, role)
+    described = [str(root.get_submodule(n.target)) for n in graph.nodes if n.op == "call_module"]
+    return graph, f"{graph}\n" + "\n".join(described)
+
+
+def build_plan(models: Sequence[Model], role: str, storage: FlatParameters) -> Plan | None:
+    """Compile the models' ``compute`` into one function of inputs ``[K, N, F]`` that returns tensors ``[K, N or 1, n]``.
+
+    :return: None where the models differ in more than their parameters, or use an operation without a batched form
+    """
+    traces = [trace(model, role) for model in models]
+    if traces[0] is None or any(t is None or t[1] != traces[0][1] for t in traces):
+        return None
+    compiler = _Compiler([_Traceable(model, role) for model in models], storage)
+    try:
+        for node in traces[0][0].nodes:
+            compiler.add(node)
+    except _NoBatchedFormError:
+        return None
+    return compiler.plan()
+
+
+class _NoBatchedFormError(Exception):
+    """A traced operation has no rule here."""
+
+
+class _Compiler:
+    def __init__(self, roots: Sequence[_Traceable], storage: FlatParameters) -> None:
+        self._roots = roots
+        self._storage = storage
+        self._slots: dict[fx.Node, int] = {}
+        self._rows: set[fx.Node] = set()  # nodes whose value has a row dimension: not bare parameters
+        self._steps: list[Step] = []
+        self._inputs: list[str] = []
+        self._outputs: list[int] = []
+
+    def plan(self) -> Plan:
+        inputs, steps, outputs = self._inputs, self._steps, self._outputs
+
+        def run(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            values: list[Any] = [tensors.get(name) for name in inputs]
+            for step in steps:
+                values.append(step(values))
+            return tuple(values[i] for i in outputs)
+
+        return run
+
+    def add(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self._slots[node] = len(self._inputs)
+            self._inputs.append(str(node.target))
+            self._rows.add(node)
+        elif node.op == "output":
+            (output,) = node.args
+            if not isinstance(output, (tuple, list)):
+                raise _NoBatchedFormError
+            self._outputs = [self._slots[item] for item in output if isinstance(item, fx.Node)]
+        else:
+            rule = getattr(self, f"_{node.op}")
+            step: Step = rule(node)
+            self._slots[node] = len(self._inputs) + len(self._steps)
+            self._steps.append(step)
+            if node.op == "call_module" or any(argument in self._rows for argument in node.all_input_nodes):
+                self._rows.add(node)
+
+    def _stack(self, names: str, layout: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        parameters = [root.get_parameter(names) for root in self._roots]
+        if not all(self._storage.holds(p) for p in parameters):
+            raise _NoBatchedFormError
+        leaf = self._storage.stacked(parameters, layout)
+        if leaf is None:
+            raise _NoBatchedFormError
+        return leaf
+
+    def _get_attr(self, node: fx.Node) -> Step:
+        try:
+            shape = self._roots[0].get_parameter(str(node.target)).shape
+        except AttributeError:  # a buffer or a constant tensor
+            raise _NoBatchedFormError from None
+        if len(shape) == 1:
+            leaf = self._stack(str(node.target), lambda x: x.unsqueeze(1))
+        elif len(shape) == 2 and shape[0] == 1:
+            leaf = self._stack(str(node.target))
+        else:
+            raise _NoBatchedFormError
+        return lambda values: leaf
+
+    def _call_module(self, node: fx.Node) -> Step:
+        name = str(node.target)
+        module = self._roots[0].get_submodule(name)
+        (argument,) = node.args
+        if node.kwargs or not isinstance(argument, fx.Node) or argument not in self._rows:
+            raise _NoBatchedFormError
+        x = self._slots[argument]
+        if type(module) is nn.Linear:
+            weight = self._stack(f"{name}.weight", lambda w: w.mT)
+            if module.bias is None:
+                return lambda values: torch.bmm(values[x], weight)
+            bias = self._stack(f"{name}.bias", lambda b: b.unsqueeze(1))
+            return lambda values: torch.baddbmm(bias, values[x], weight)
+        if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+            shape, eps = module.normalized_shape, module.eps
+            if module.weight is None or module.bias is None:
+                raise _NoBatchedFormError
+            gain = self._stack(f"{name}.weight", lambda w: w.unsqueeze(1))
+            shift = self._stack(f"{name}.bias", lambda b: b.unsqueeze(1))
+            return lambda values: torch.addcmul(shift, F.layer_norm(values[x], shape, eps=eps), gain)
+        if type(module) in ELEMENTWISE_MODULES and not getattr(module, "inplace", False):
+            return lambda values: module(values[x])
+        raise _NoBatchedFormError
+
+    def _call_function(self, node: fx.Node) -> Step:
+        if node.target in (torch.cat, torch.concat):
+            return self._cat(node)
+        if node.target not in ELEMENTWISE_FUNCTIONS or node.kwargs.get("inplace"):
+            raise _NoBatchedFormError
+        return self._elementwise(node, node.target)  # type: ignore[arg-type]
+
+    def _call_method(self, node: fx.Node) -> Step:
+        if node.target not in ELEMENTWISE_METHODS:
+            raise _NoBatchedFormError
+        return self._elementwise(node, getattr(Tensor, str(node.target)))
+
+    def _elementwise(self, node: fx.Node, function: Callable[..., Any]) -> Step:
+        constants = [a for a in (*node.args, *node.kwargs.values()) if not isinstance(a, fx.Node)]
+        if not all(constant is None or isinstance(constant, (int, float, bool, str)) for constant in constants):
+            raise _NoBatchedFormError
+        kwargs = dict(node.kwargs)
+        if any(isinstance(value, fx.Node) for value in kwargs.values()):
+            raise _NoBatchedFormError
+        arguments = [self._slots[a] if isinstance(a, fx.Node) else None for a in node.args]
+        fixed = list(node.args)
+        return lambda values: function(
+            *(fixed[i] if slot is None else values[slot] for i, slot in enumerate(arguments)), **kwargs
+        )
+
+    def _cat(self, node: fx.Node) -> Step:
+        parts = node.args[0]
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        # compute sees [N, F]: dimension 1 is the last one, here as there
+        if dim not in (-1, 1) or not isinstance(parts, (tuple, list)) or not all(p in self._rows for p in parts):
+            raise _NoBatchedFormError
+        slots = [self._slots[part] for part in parts if isinstance(part, fx.Node)]
+        return lambda values: torch.cat([values[slot] for slot in slots], dim=-1)
