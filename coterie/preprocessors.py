@@ -106,7 +106,9 @@ class RunningStandardScaler(Preprocessor):
         delta = mean - self.running_mean
         # before anything was seen the count is 0 and with it the weight of the initial mean and variance
         old = self.current_count / total
-        self.running_variance.copy_(old * self.running_variance + (1 - old) * variance + old * (1 - old) * delta * delta)
+        self.running_variance.copy_(
+            old * self.running_variance + (1 - old) * variance + old * (1 - old) * delta * delta
+        )
         self.running_mean.add_((1 - old) * delta)
         self.current_count.copy_(total)
 

@@ -29,7 +29,8 @@ from coterie._version import __version__
 from coterie.agent_tensors import AgentTensors, stack_agents
 from coterie.agents.checkpoints import CheckpointError, check_states, read_checkpoint, write_checkpoint
 from coterie.agents.config import Config, Key, resolve
-from coterie.agents.groups import Group, Learner, SetPreprocessor, TeamMember, build_learners
+from coterie.agents.groups import Group, Learner, TeamMember, build_learners
+from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.tracking import Tracker, experiment_directory, make_writable
 from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import gymnasium
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.optimizers import SetOptimizers
 from coterie.models.base import Model
 from coterie.models.batch import ModelBatch, same_architecture
 from coterie.models.flat_parameters import FlatParameters
-from coterie.preprocessors import stack_preprocessors
 
-__all__ = ["Group", "Learner", "SetPreprocessor", "TeamMember", "build_learners"]
+__all__ = ["Group", "Learner", "TeamMember", "build_learners"]
 
 
 @dataclass(frozen=True)
@@ -44,33 +44,6 @@ class TeamMember:
     def spaces(self) -> tuple[str, ...]:
         """A text for each space: equal for agents whose data stack."""
         return tuple(str(space) for space in (self.observation_space, self.action_space, self.state_space))
-
-
-class SetPreprocessor:
-    """One preprocessor per parameter set, applied along the agent dimension.
-
-    :param members: the preprocessor of each of the S sets, for ``[N, F]``
-    :param agents: number of agents A of the group, of which each set has A / S, in order
-    """
-
-    def __init__(self, members: Sequence[nn.Module], agents: int) -> None:
-        self.members = list(members)
-        self._share = agents // len(members)
-        self._stacked = stack_preprocessors(members)
-
-    def __call__(self, x: Tensor, train: bool = False, inverse: bool = False) -> Tensor:
-        """Apply to ``[B, A, F]``, or to ``[B, 1, F]`` that all agents have in common; the result has an entry for each
-        agent unless one set serves all.
-        """
-        sets, batch, agents = len(self.members), x.shape[0], x.shape[1]
-        if sets == 1:
-            flat = x.reshape(1, batch * agents, -1)
-            return self._stacked(flat, train=train, inverse=inverse).view(batch, agents, -1)  # type: ignore[no-any-return]
-        share = agents // sets if agents > 1 else 1
-        rows = x.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
-        y: Tensor = self._stacked(rows, train=train, inverse=inverse)
-        y = y.unflatten(1, (batch, share)).transpose(0, 1).flatten(1, 2)
-        return y if share == self._share else y.repeat_interleave(self._share, dim=1)
 
 
 @dataclass

@@ -8,7 +8,8 @@ import gymnasium
 from torch import Tensor
 
 from coterie.agents.config import Config
-from coterie.agents.groups import Group, SetPreprocessor
+from coterie.agents.groups import Group
+from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG
 

@@ -9,7 +9,8 @@ import gymnasium
 from torch import Tensor
 
 from coterie.agents.config import Config, Key, callable_or_none, keyword_arguments
-from coterie.agents.groups import Group, Learner, SetPreprocessor
+from coterie.agents.groups import Group, Learner
+from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
 

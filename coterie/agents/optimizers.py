@@ -52,7 +52,9 @@ class SetOptimizers:
         width = storage.data.shape[1]
         separate = isinstance(settings[0].learning_rate, (tuple, list))
         if separate and not 0 < policy_width < width:
-            raise ValueError("a (policy, value) pair of learning rates needs a value model that is not the policy itself")
+            raise ValueError(
+                "a (policy, value) pair of learning rates needs a value model that is not the policy itself"
+            )
         self._parts = [slice(0, policy_width), slice(policy_width, width)] if separate else [slice(0, width)]
         self.optimizers = [self._adam(s, setting) for s, setting in enumerate(settings)]
         self.schedulers = [

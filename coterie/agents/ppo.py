@@ -30,43 +30,18 @@ from coterie import functional
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.base import MultiAgent, Outputs, check_finite
 from coterie.agents.config import Config, Key
-from coterie.agents.groups import Group, Learner, SetPreprocessor
+from coterie.agents.groups import Group, Learner
+from coterie.agents.normalisation import SetPreprocessor, make_preprocessor
 from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
 from coterie.agents.ppo_statistics import UpdateStatistics
+from coterie.agents.rollout import Batch, Rollout
 from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.distributions import Distribution
-from coterie.preprocessors import Preprocessor
 from coterie.spaces import action_width, flat_size
 
 __all__ = ["MultiAgentPPO"]
-
-@dataclass
-class _Rollout:
-    """One group's rollout as an update sees it; N = T * E rows. ``critic`` has one agent where all see the same."""
-
-    states: Tensor  # [N, A, F], normalised
-    critic: Tensor  # [N, A or 1, F], normalised
-    actions: Tensor  # [N, A, k], latent
-    log_prob: Tensor  # [N, A, 1]
-    advantages: Tensor  # [N, A, 1], standardised
-    values: Tensor  # [N, A, 1], as the critic predicted them
-    returns: Tensor  # [N, A, 1], on the scale of the critic's predictions
-
-    def take(self, rows: Tensor) -> _Rollout:
-        """The rows of one minibatch."""
-        return _Rollout(*(tensor.index_select(0, rows) for tensor in vars(self).values()))
-
-
-@dataclass
-class _Ending:
-    """Critics' inputs at the last states of episodes that a time limit cut short at row ``t`` of a rollout."""
-
-    names: tuple[str, ...]
-    t: int
-    envs: Tensor  # [N]
-    critic: Tensor  # [N, A or 1, F]
 
 
 @dataclass
@@ -115,11 +90,9 @@ class MultiAgentPPO(MultiAgent):
         for learner in self.learners:
             self._make_preprocessors(learner)
         self._pending: dict[tuple[str, ...], tuple[Tensor, Tensor, Tensor]] = {}
-        self._storage: dict[tuple[str, ...], Memory] = {}
-        self._endings: list[_Ending] = []
-        self._last_critic: dict[tuple[str, ...], Tensor] = {}
+        self._storage: dict[tuple[str, ...], Rollout] = {}
         self._shared: Memory | None = None
-        self._weights_of: dict[tuple[str, ...], _Weights] = {}
+        self._weights = {group.names: self._loss_weights(group) for group in self.groups}
         self._recorded = 0
         self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
@@ -173,7 +146,9 @@ class MultiAgentPPO(MultiAgent):
                     f"{memory.memory_size}: an update reads the whole memory"
                 )
             if "value" not in self.models[uid]:
-                raise ValueError(f"models[{uid!r}] has no 'value': training needs a critic; pass memories=None to act only")
+                raise ValueError(
+                    f"models[{uid!r}] has no 'value': training needs a critic; pass memories=None to act only"
+                )
         sizes = {uid: memory.num_envs for uid, memory in memories.items()}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"memories: expected one num_envs for all agents, got {sizes}")
@@ -199,28 +174,18 @@ class MultiAgentPPO(MultiAgent):
         learner.value_preprocessor = self._preprocessor(learner.groups[0], "value_preprocessor", 1)
 
     def _preprocessor(self, group: Group, key: str, size: gymnasium.Space | int | None) -> SetPreprocessor | None:
-        leaders = {s: name for name, s in reversed(list(zip(group.names, group.sets, strict=True)))}
-        members = []
-        for name, s in zip(group.names, group.sets, strict=True):
-            for option in (key, f"{key}_kwargs"):
-                mine, leader = self.agent_cfg[option][name], self.agent_cfg[option][leaders[s]]
-                if repr(mine) != repr(leader):
-                    raise ValueError(
-                        f"agents {leaders[s]!r} and {name!r} share a model but not {option}: {leader} against {mine}"
-                    )
-        for _, uid in sorted(leaders.items()):
-            kind = self.agent_cfg[key][uid]
-            if kind is None:
-                continue
-            kwargs = dict(self.agent_cfg[f"{key}_kwargs"][uid] or {})
-            if isinstance(kind, type) and issubclass(kind, Preprocessor):
-                kwargs = {"size": size, "device": self.device, **kwargs}
-                if flat_size(kwargs["size"]) != flat_size(size):
-                    raise ValueError(f"{key}_kwargs[{uid!r}]: expected size {flat_size(size)}, got {kwargs['size']}")
-            members.append(kind(**kwargs))
-        if members and len(members) != len(leaders):
-            raise ValueError(f"{key}: expected a class for all of {list(group.names)} or for none, since they share models")
-        return SetPreprocessor(members, group.size) if members else None
+        owners = dict(zip(group.names, group.sets, strict=True))
+        return make_preprocessor(owners, key, self.agent_cfg[key], self.agent_cfg[f"{key}_kwargs"], size, self.device)
+
+    def _loss_weights(self, group: Group) -> _Weights:
+        clips = self.config_vector(group, "clip_predicted_values").bool()
+        return _Weights(
+            ratio_clip=self.config_vector(group, "ratio_clip"),
+            value_clip=torch.where(clips, self.config_vector(group, "value_clip"), math.inf),
+            entropy_scale=self.config_vector(group, "entropy_loss_scale").squeeze(-1),
+            value_scale=self.config_vector(group, "value_loss_scale").squeeze(-1),
+            explores=any(self.agent_cfg["entropy_loss_scale"][uid] > 0 for uid in group.names),
+        )
 
     # ---- hooks ------------------------------------------------------------------------------------------------------------
 
@@ -228,36 +193,17 @@ class MultiAgentPPO(MultiAgent):
         super().init(trainer_cfg)
         if self.memories is None or self._storage:
             return
+        num_envs = self.memories[self.possible_agents[0]].num_envs
+        shared: dict[str, Tensor] = {}
+        if self.uses_shared_states:
+            space = self.critic_space(self.possible_agents[0])
+            self._shared = Memory(self.rollouts, num_envs, self.device)
+            self._shared.create_tensor("shared_states", flat_size(space))
+            shared["shared_states"] = self._shared.get_tensor_by_name("shared_states")
         for group in self.groups:
-            first = self.memories[group.names[0]]
-            storage = Memory(first.memory_size, first.num_envs, self.device)
-            agents, discrete = group.size, not isinstance(group.action_space, gymnasium.spaces.Box)
-            storage.create_tensor("states", (agents, flat_size(group.observation_space)))
-            storage.create_tensor(
-                "actions", (agents, action_width(group.action_space)), torch.int64 if discrete else torch.float32
-            )
-            storage.create_tensor("log_prob", (agents, self._log_prob_width(group)))
-            storage.create_tensor("terminated", (agents, 1), torch.bool)
-            storage.create_tensor("truncated", (agents, 1), torch.bool)
-            for name in ("rewards", "values", "returns", "advantages"):
-                storage.create_tensor(name, (agents, 1))
-            self._storage[group.names] = storage
-        shared = self._create_shared_storage(first.memory_size, first.num_envs)
-        for group in self.groups:
-            storage = self._storage[group.names]
-            for i, uid in enumerate(group.names):
-                views = {name: storage.get_tensor_by_name(name)[:, :, i] for name in storage.get_tensor_names()}
-                self.memories[uid].expose(storage, {**views, **shared})
-
-    def _create_shared_storage(self, rollouts: int, num_envs: int) -> dict[str, Tensor]:
-        """Make room for the shared states, once for all agents; what all agents' memories show of it."""
-        if not self.uses_shared_states:
-            return {}
-        space = self.critic_space(self.possible_agents[0])
-        assert space is not None
-        self._shared = Memory(rollouts, num_envs, self.device)
-        self._shared.create_tensor("shared_states", flat_size(space))
-        return {"shared_states": self._shared.get_tensor_by_name("shared_states")}
+            rollout = Rollout(group, self.rollouts, num_envs, self._log_prob_width(group), self.device)
+            rollout.show_in(self.memories, shared)
+            self._storage[group.names] = rollout
 
     def _log_prob_width(self, group: Group) -> int:
         """1, or the number of action dimensions for policies that don't reduce over them."""
@@ -313,7 +259,7 @@ class MultiAgentPPO(MultiAgent):
             self._check_finite("rewards", earned, group.names)
             done = self._stack("terminated", terminated, group.names)
             cut = self._stack("truncated", truncated, group.names)
-            self._storage[group.names].add_samples(
+            self._storage[group.names].memory.add_samples(
                 states=observed,
                 actions=latent,
                 log_prob=log_prob,
@@ -336,7 +282,7 @@ class MultiAgentPPO(MultiAgent):
         if row + 1 == self.rollouts:
             following = self._stack("next_states", next_states, group.names, width)
             shared = self._shared_state(infos, "shared_next_states")
-            self._last_critic[group.names] = self.critic_states(following, shared).clone()
+            self._storage[group.names].keep_last(self.critic_states(following, shared))
         if not self._bootstraps:
             return
         envs = cut.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
@@ -347,7 +293,7 @@ class MultiAgentPPO(MultiAgent):
             self._check_finite("final_states", final, group.names)
             shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
             critic = self.critic_states(final[envs], None if shared is None else shared[envs])
-            self._endings.append(_Ending(group.names, row, envs, critic))
+            self._storage[group.names].keep_cut(row, envs, critic)
 
     def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:
         """The shared state ``[E, F]`` of a moment, None where critics don't see it.
@@ -358,7 +304,9 @@ class MultiAgentPPO(MultiAgent):
         if self._shared is None:
             return None
         if not isinstance(infos.get(key), Tensor):
-            raise KeyError(f"infos[{key!r}]: expected the shared state, a tensor [E, F]; got {type(infos.get(key)).__name__}")
+            raise KeyError(
+                f"infos[{key!r}]: expected the shared state, a tensor [E, F]; got {type(infos.get(key)).__name__}"
+            )
         state: Tensor = infos[key]
         expected = (self._shared.num_envs, *self._shared.get_tensor_by_name("shared_states").shape[2:])
         if state.shape != expected:
@@ -395,7 +343,8 @@ class MultiAgentPPO(MultiAgent):
             self.set_mode("train")
             self._update(timestep, timesteps)
             self.set_mode("eval")
-            self._endings.clear()
+            for rollout in self._storage.values():
+                rollout.clear()
         super().post_interaction(timestep, timesteps)
 
     # ---- networks --------------------------------------------------------------------------------------------------------
@@ -438,15 +387,15 @@ class MultiAgentPPO(MultiAgent):
         assert learner.optimizers is not None
         leader = learner.names[0]
         epochs, parts = self.agent_cfg["learning_epochs"][leader], self.agent_cfg["mini_batches"][leader]
-        rollouts = self._rollouts(learner)
+        batches = self._batches(learner)
         statistics = UpdateStatistics(learner)
         learner.optimizers.begin_update()
         for _ in range(epochs):
-            order = torch.randperm(len(rollouts[0].states), device=self.device)
+            order = torch.randperm(len(batches[0].states), device=self.device)
             for rows in order.tensor_split(parts):
                 losses = [
-                    self._losses(group, rollout.take(rows), statistics)
-                    for group, rollout in zip(learner.groups, rollouts, strict=True)
+                    self._losses(group, batch.take(rows), statistics)
+                    for group, batch in zip(learner.groups, batches, strict=True)
                 ]
                 # the sum over sets of the mean over a set's agents: sets have no parameters in common
                 loss = torch.cat(losses).sum() / learner.agents_per_set
@@ -456,15 +405,17 @@ class MultiAgentPPO(MultiAgent):
         self._learn_states(learner)
         self._track(learner, statistics)
 
-    def _losses(self, group: Group, batch: _Rollout, statistics: UpdateStatistics) -> Tensor:
+    def _losses(self, group: Group, batch: Batch, statistics: UpdateStatistics) -> Tensor:
         """Each agent's loss ``[A]`` on one minibatch."""
-        weights = self._weights(group)
+        weights = self._weights[group.names]
         distribution = self._distribution(group, batch.states)
         log_ratio = distribution.log_prob(batch.actions) - batch.log_prob
         with torch.set_grad_enabled(weights.explores):
             entropy = distribution.entropy().mean(dim=(0, 2))
         values = self._predict(group, batch.critic)
-        policy_loss = functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip).mean(dim=(0, 2))
+        policy_loss = functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip).mean(
+            dim=(0, 2)
+        )
         value_loss = functional.clipped_value_loss(values, batch.values, batch.returns, weights.value_clip).mean(
             dim=(0, 2)
         )
@@ -473,59 +424,56 @@ class MultiAgentPPO(MultiAgent):
         return torch.addcmul(loss, weights.entropy_scale, entropy, value=-1.0) if weights.explores else loss
 
     @torch.no_grad()
-    def _rollouts(self, learner: Learner) -> list[_Rollout]:
-        """Values, advantages and returns of the learner's groups, and what else its epochs read."""
-        prepared = []
-        shared = None if self._shared is None else self._shared.get_tensor_by_name("shared_states")
-        for group in learner.groups:
-            storage = self._storage[group.names]
-            stored = {name: storage.get_tensor_by_name(name) for name in storage.get_tensor_names()}
-            for name in ("states", "rewards"):
-                check_finite(f"the rollout's {name}", stored[name].flatten(0, 1), group.names)
-            critic = self._normalise_critic(group, self.critic_states(stored["states"], shared).flatten(0, 1))
-            predicted = self._predict(group, critic).expand(-1, group.size, -1).view_as(stored["rewards"])
-            values = self._denormalise(learner, predicted.flatten(0, 1)).view_as(predicted)
-            next_values = self._successors(learner, group, values)
-            advantages, returns = functional.gae(
-                stored["rewards"],
-                values,
-                next_values,
-                stored["terminated"] | (stored["truncated"] & ~self.config_vector(group, "time_limit_bootstrap").bool()),
-                stored["truncated"],
-                self.config_vector(group, "discount_factor"),
-                self.config_vector(group, "lambda"),
-            )
-            stored["values"].copy_(values)
-            stored["returns"].copy_(returns)
-            stored["advantages"].copy_(functional.standardise(advantages, dim=(0, 1)))
-            prepared.append((stored, critic, predicted))
+    def _batches(self, learner: Learner) -> list[Batch]:
+        """Advantages and returns of the learner's groups, and what else its epochs read."""
+        prepared = [(group, *self._targets(learner, group)) for group in learner.groups]
         if learner.value_preprocessor is not None:  # learns from returns only, and before they are normalised
-            learner.value_preprocessor(
-                torch.cat([stored["returns"].flatten(0, 1) for stored, _, _ in prepared], dim=1), train=True
+            returns = [self._storage[group.names].rows("returns") for group in learner.groups]
+            learner.value_preprocessor(torch.cat(returns, dim=1), train=True)
+        batches = []
+        for group, critic, predicted in prepared:
+            rollout = self._storage[group.names]
+            returns = rollout.rows("returns")
+            batches.append(
+                Batch(
+                    states=self._normalise(group, rollout.rows("states")),
+                    critic=critic,
+                    actions=rollout.rows("actions"),
+                    log_prob=rollout.rows("log_prob"),
+                    advantages=rollout.rows("advantages"),
+                    values=predicted,
+                    returns=returns if learner.value_preprocessor is None else learner.value_preprocessor(returns),
+                )
             )
-        return [
-            _Rollout(
-                states=self._normalise(group, stored["states"].flatten(0, 1)),
-                critic=critic,
-                actions=stored["actions"].flatten(0, 1),
-                log_prob=stored["log_prob"].flatten(0, 1),
-                advantages=stored["advantages"].flatten(0, 1),
-                values=predicted.flatten(0, 1),
-                returns=self._normalised_returns(learner, stored["returns"].flatten(0, 1)),
-            )
-            for group, (stored, critic, predicted) in zip(learner.groups, prepared, strict=True)
-        ]
+        return batches
 
-    def _successors(self, learner: Learner, group: Group, values: Tensor) -> Tensor:
-        """V of the true successor of each step ``[T, E, A, 1]``: the next row's, or the last observation's where it ended."""
-        last = self._value(learner, group, self._last_critic[group.names])
-        successors = torch.cat([values[1:], last.unsqueeze(0)])
-        endings = [ending for ending in self._endings if ending.names == group.names]
-        if endings:
-            finals = self._value(learner, group, torch.cat([ending.critic for ending in endings]))
-            for ending, final in zip(endings, finals.split([len(e.envs) for e in endings]), strict=True):
-                successors[ending.t, ending.envs] = final
-        return successors
+    def _targets(self, learner: Learner, group: Group) -> tuple[Tensor, Tensor]:
+        """Work out a rollout's values, advantages and returns.
+
+        :return: the critics' normalised inputs ``[N, A or 1, F]`` and predictions ``[N, A, 1]`` of all rows
+        """
+        rollout = self._storage[group.names]
+        for name in ("states", "rewards"):
+            check_finite(f"the rollout's {name}", rollout.rows(name), group.names)
+        shared = None if self._shared is None else self._shared.get_tensor_by_name("shared_states", keepdim=False)
+        critic = self._normalise_critic(group, self.critic_states(rollout.rows("states"), shared))
+        predicted = self._predict(group, critic).expand(-1, group.size, -1)
+        values = self._denormalise(learner, predicted).view_as(rollout["rewards"])
+        terminated, truncated = rollout["terminated"], rollout["truncated"]
+        bootstraps = self.config_vector(group, "time_limit_bootstrap").bool()
+        advantages, returns = functional.gae(
+            rollout["rewards"],
+            values,
+            rollout.successor_values(values, lambda inputs: self._value(learner, group, inputs)),
+            terminated | (truncated & ~bootstraps),
+            truncated,
+            self.config_vector(group, "discount_factor"),
+            self.config_vector(group, "lambda"),
+        )
+        rollout["values"].copy_(values)
+        rollout["returns"].copy_(returns)
+        rollout["advantages"].copy_(functional.standardise(advantages, dim=(0, 1)))
+        return critic, predicted
 
     def _value(self, learner: Learner, group: Group, critic_states: Tensor) -> Tensor:
         """Denormalised values ``[B, A, 1]`` of raw critic inputs ``[B, A or 1, F]``."""
@@ -535,38 +483,19 @@ class MultiAgentPPO(MultiAgent):
     def _denormalise(self, learner: Learner, values: Tensor) -> Tensor:
         return values if learner.value_preprocessor is None else learner.value_preprocessor(values, inverse=True)
 
-    def _normalised_returns(self, learner: Learner, returns: Tensor) -> Tensor:
-        return returns if learner.value_preprocessor is None else learner.value_preprocessor(returns)
-
     def _learn_states(self, learner: Learner) -> None:
         """Let the observations' normalisers learn once the last epoch is over: until then they stay as they were when acting."""
         for group in learner.groups:
             if group.state_preprocessor is not None:
-                states = self._storage[group.names].get_tensor_by_name("states")
-                group.state_preprocessor(states.flatten(0, 1), train=True)
-
-    def _weights(self, group: Group) -> _Weights:
-        cached = self._weights_of.get(group.names)
-        if cached is None:
-            clip = self.config_vector(group, "value_clip")
-            clip = torch.where(self.config_vector(group, "clip_predicted_values").bool(), clip, math.inf)
-            entropy_scale = self.config_vector(group, "entropy_loss_scale").squeeze(-1)
-            cached = self._weights_of[group.names] = _Weights(
-                self.config_vector(group, "ratio_clip"),
-                clip,
-                entropy_scale,
-                self.config_vector(group, "value_loss_scale").squeeze(-1),
-                any(self.agent_cfg["entropy_loss_scale"][uid] > 0 for uid in group.names),
-            )
-        return cached
+                group.state_preprocessor(self._storage[group.names].rows("states"), train=True)
 
     def _track(self, learner: Learner, statistics: UpdateStatistics) -> None:
         if not self._tracker.enabled:
             return
         explained = {}
         for group in learner.groups:
-            storage = self._storage[group.names]
-            returns, values = (storage.get_tensor_by_name(name) for name in ("returns", "values"))
+            rollout = self._storage[group.names]
+            returns, values = rollout["returns"], rollout["values"]
             spread = returns.var(dim=(0, 1), correction=0).squeeze(-1).clamp_min(1e-8)
             explained[group.names] = 1.0 - (returns - values).var(dim=(0, 1), correction=0).squeeze(-1) / spread
         statistics.write(self.track_data, explained)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from coterie.agents.groups import Group, Learner
-from coterie.functional import kl_estimate
 
 __all__ = ["UpdateStatistics"]
 
@@ -51,8 +50,9 @@ class UpdateStatistics:
         std: Tensor | None,
     ) -> None:
         """Add a minibatch: losses and entropy ``[A]``, log-ratios ``[B, A, 1]``, clipping ranges ``[A, 1]``."""
-        kl = kl_estimate(log_ratio).mean(dim=(0, 2))
-        clipped = (log_ratio.expm1().abs() > ratio_clip).float().mean(dim=(0, 2))
+        change = log_ratio.expm1()
+        kl = (change - log_ratio).mean(dim=(0, 2))  # as functional.kl_estimate, whose first term the clip fraction needs too
+        clipped = (change.abs() > ratio_clip).mean(dim=(0, 2), dtype=torch.float32)
         self._sums[group.names] += torch.stack([policy_loss, value_loss, entropy, kl, clipped])
         self._epoch_kl[group.names] += kl
         if std is not None:
@@ -80,7 +80,11 @@ class UpdateStatistics:
         """
         learner = self._learner
         norms = torch.stack(self._norms).mean(dim=0).norm(dim=1).tolist()
-        rates = [optimizer.param_groups[0]["lr"] for optimizer in learner.optimizers.optimizers] if learner.optimizers else []
+        rates = (
+            [optimizer.param_groups[0]["lr"] for optimizer in learner.optimizers.optimizers]
+            if learner.optimizers
+            else []
+        )
         for group in learner.groups:
             rows = (self._sums[group.names] / self._steps).tolist()
             fits = explained[group.names].tolist()

@@ -81,7 +81,9 @@ class Model(nn.Module):
         if isinstance(space, gymnasium.spaces.Box):
             if not space.is_bounded():
                 raise ValueError(f"cannot draw uniformly from the unbounded {space}; set random_timesteps to 0")
-            low, high = (torch.as_tensor(b.ravel(), dtype=torch.float32, device=self.device) for b in (space.low, space.high))
+            low, high = (
+                torch.as_tensor(b.ravel(), dtype=torch.float32, device=self.device) for b in (space.low, space.high)
+            )
             return low + (high - low) * torch.rand(*batch, low.numel(), device=self.device), None, {}
         raise TypeError(f"cannot draw uniformly from {space}: expected Discrete, MultiDiscrete or a bounded Box")
 
@@ -96,7 +98,9 @@ class Model(nn.Module):
         if any(nn.parameter.is_lazy(p) for p in self.parameters()):
             zeros = torch.zeros(1, self.num_observations, device=self.device)
             with torch.no_grad():
-                self.compute({"states": zeros, "taken_actions": torch.zeros(1, self.num_actions, device=self.device)}, role)
+                self.compute(
+                    {"states": zeros, "taken_actions": torch.zeros(1, self.num_actions, device=self.device)}, role
+                )
 
     def init_parameters(self, method_name: str = "normal_", *args: Any, **kwargs: Any) -> None:
         """Initialise every parameter with ``torch.nn.init.<method_name>``."""

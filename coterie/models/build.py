@@ -134,4 +134,6 @@ def _policy(
     if isinstance(action_space, spaces.Box):
         kind = TanhGaussianPolicy if squash and action_space.is_bounded() else GaussianPolicy
         return kind(observation_space, action_space, device, **gaussian, **network)
-    raise TypeError(f"no ready-made policy for the action space {action_space}: expected Discrete, MultiDiscrete or Box")
+    raise TypeError(
+        f"no ready-made policy for the action space {action_space}: expected Discrete, MultiDiscrete or Box"
+    )

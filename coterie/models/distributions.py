@@ -123,9 +123,7 @@ class TanhNormal(Normal):
     With ``a = low + (high - low) (tanh(u) + 1) / 2`` the density of ``a`` is that of ``u`` over ``da/du``.
     """
 
-    def __init__(
-        self, mean: Tensor, log_std: Tensor, bounds: tuple[Tensor, Tensor], reduction: str = "sum"
-    ) -> None:
+    def __init__(self, mean: Tensor, log_std: Tensor, bounds: tuple[Tensor, Tensor], reduction: str = "sum") -> None:
         super().__init__(mean, log_std, bounds, reduction)
         low, high = bounds
         self._half_range = (high - low) / 2.0
@@ -153,7 +151,8 @@ class Categorical(Distribution):
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
-        self._log_probs = torch.log_softmax(logits, dim=-1)
+        # equal to log_softmax, which takes almost three times as long for the few columns that actions have
+        self._log_probs = logits - logits.logsumexp(dim=-1, keepdim=True)
 
     def sample(self) -> Tensor:
         return categorical_sample(self._log_probs)

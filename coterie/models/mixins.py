@@ -123,7 +123,9 @@ class GaussianMixin(StochasticMixin):
 
     def make_distribution(self, tensors: Sequence[Tensor]) -> Distribution:
         if len(tensors) < 2:
-            raise TypeError(f"{type(self).__name__}.compute must return (mean, log_std, {{}}), got {len(tensors)} tensor(s)")
+            raise TypeError(
+                f"{type(self).__name__}.compute must return (mean, log_std, {{}}), got {len(tensors)} tensor(s)"
+            )
         return Normal(tensors[0], self._log_std(tensors[1]), self._bounds, self._reduction)
 
     def get_log_std(self, role: str = "") -> Tensor:
@@ -173,7 +175,9 @@ class TanhGaussianMixin(GaussianMixin):
 
     def make_distribution(self, tensors: Sequence[Tensor]) -> Distribution:
         if len(tensors) < 2:
-            raise TypeError(f"{type(self).__name__}.compute must return (mean, log_std, {{}}), got {len(tensors)} tensor(s)")
+            raise TypeError(
+                f"{type(self).__name__}.compute must return (mean, log_std, {{}}), got {len(tensors)} tensor(s)"
+            )
         return TanhNormal(tensors[0], self._log_std(tensors[1]), self._tanh_bounds, self._reduction)
 
 

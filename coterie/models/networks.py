@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.models.base import Model
+from coterie.models.layers import Tanh
 from coterie.models.mixins import (
     CategoricalMixin,
     DeterministicMixin,
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh,
+    "tanh": Tanh,
     "relu": nn.ReLU,
     "elu": nn.ELU,
     "gelu": nn.GELU,
@@ -53,7 +54,9 @@ def mlp(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {sorted(ACTIVATIONS)}, got {activation!r}")
     if any(width < 1 for width in (inputs, outputs, *hidden)):
-        raise ValueError(f"expected layers of at least one unit, got inputs {inputs}, hidden {hidden}, outputs {outputs}")
+        raise ValueError(
+            f"expected layers of at least one unit, got inputs {inputs}, hidden {hidden}, outputs {outputs}"
+        )
     layers: list[nn.Module] = []
     widths = [inputs, *hidden]
     for before, after in zip(widths, widths[1:], strict=False):
@@ -95,7 +98,9 @@ class _Perceptron(Model):
         if not self.uses_agent_id:
             return self.net(inputs["states"])  # type: ignore[no-any-return]
         if inputs.get("agent_id") is None:
-            raise KeyError(f"{type(self).__name__} was built with agent ids: pass inputs['agent_id'], a one-hot [B, agents]")
+            raise KeyError(
+                f"{type(self).__name__} was built with agent ids: pass inputs['agent_id'], a one-hot [B, agents]"
+            )
         return self.net(torch.cat([inputs["states"], inputs["agent_id"]], dim=-1))  # type: ignore[no-any-return]
 
 
@@ -198,7 +203,9 @@ class Value(DeterministicMixin, _Perceptron):
         activation: str = "tanh",
         agent_ids: int = 0,
     ) -> None:
-        _Perceptron.__init__(self, observation_space, action_space, device, 1, hidden, activation, VALUE_GAIN, agent_ids)
+        _Perceptron.__init__(
+            self, observation_space, action_space, device, 1, hidden, activation, VALUE_GAIN, agent_ids
+        )
         DeterministicMixin.__init__(self)
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from coterie.models.base import Model
 from coterie.models.flat_parameters import FlatParameters
+from coterie.models.layers import Tanh, stacked_linear, tanh
 
 __all__ = ["build_plan", "trace"]
 
@@ -28,7 +29,7 @@ Step = Callable[[list[Any]], Any]
 INPUTS = ("states", "agent_id")
 
 ELEMENTWISE_MODULES = (
-    nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity, nn.Mish, nn.SELU,
+    nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity, nn.Mish, nn.SELU,
     nn.CELU, nn.Hardtanh, nn.Hardswish, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.ReLU6, nn.Hardsigmoid,
 )  # fmt: skip
 ELEMENTWISE_FUNCTIONS = {
@@ -55,6 +56,11 @@ class _Traceable(nn.Module):
         return self.model.compute({"states": states, "agent_id": agent_id}, self.role)
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Tanh) or super().is_leaf_module(m, module_qualified_name)
+
+
 def trace(model: Model, role: str) -> tuple[fx.Graph, str] | None:
     """Trace ``model.compute``: its graph, and a text equal for models that compute the same function of their parameters.
 
@@ -64,7 +70,7 @@ def trace(model: Model, role: str) -> tuple[fx.Graph, str] | None:
     """
     before = dict(vars(model))
     try:
-        graph = fx.Tracer().trace(_Traceable(model, role))
+        graph = _Tracer().trace(_Traceable(model, role))
     except Exception:  # whatever user code raises when it meets a symbolic value: it is then not traceable
         return None
     finally:
@@ -172,11 +178,11 @@ class _Compiler:
             raise _NoBatchedFormError
         x = self._slots[argument]
         if type(module) is nn.Linear:
-            weight = self._stack(f"{name}.weight", lambda w: w.mT)
+            weight = self._stack(f"{name}.weight")
             if module.bias is None:
-                return lambda values: torch.bmm(values[x], weight)
+                return lambda values: torch.bmm(values[x], weight.mT)
             bias = self._stack(f"{name}.bias", lambda b: b.unsqueeze(1))
-            return lambda values: torch.baddbmm(bias, values[x], weight)
+            return lambda values: stacked_linear(values[x], weight, bias)
         if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
             shape, eps = module.normalized_shape, module.eps
             if module.weight is None or module.bias is None:
@@ -184,6 +190,8 @@ class _Compiler:
             gain = self._stack(f"{name}.weight", lambda w: w.unsqueeze(1))
             shift = self._stack(f"{name}.bias", lambda b: b.unsqueeze(1))
             return lambda values: torch.addcmul(shift, F.layer_norm(values[x], shape, eps=eps), gain)
+        if type(module) in (nn.Tanh, Tanh):
+            return lambda values: tanh(values[x])
         if type(module) in ELEMENTWISE_MODULES and not getattr(module, "inplace", False):
             return lambda values: module(values[x])
         raise _NoBatchedFormError

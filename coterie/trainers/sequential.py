@@ -81,17 +81,23 @@ class SequentialTrainer:
         eval_env: MultiAgentEnv | None = None,
     ) -> None:
         if agents_scope:
-            raise ValueError(f"agents_scope: one team acts in all environments, expected None or [], got {agents_scope}")
+            raise ValueError(
+                f"agents_scope: one team acts in all environments, expected None or [], got {agents_scope}"
+            )
         for name, candidate in (("env", env), ("eval_env", eval_env)):
             if not isinstance(candidate, MultiAgentEnv) and not (name == "eval_env" and candidate is None):
-                raise TypeError(f"{name}: expected a MultiAgentEnv, got {type(candidate).__name__}; use coterie.wrap_env")
+                raise TypeError(
+                    f"{name}: expected a MultiAgentEnv, got {type(candidate).__name__}; use coterie.wrap_env"
+                )
         if not isinstance(agents, MultiAgent):
             raise TypeError(f"agents: expected a MultiAgent such as MAPPO, got {type(agents).__name__}")
         if list(env.possible_agents) != agents.possible_agents:
             raise ValueError(f"the environment has the agents {env.possible_agents}, the team {agents.possible_agents}")
         self.cfg = check_config(SEQUENTIAL_TRAINER_DEFAULT_CONFIG, cfg, _KEYS)
         if self.cfg["evaluation_interval"] and eval_env is None:
-            raise ConfigError("evaluation_interval: evaluating during training needs an environment of its own, eval_env")
+            raise ConfigError(
+                "evaluation_interval: evaluating during training needs an environment of its own, eval_env"
+            )
         self.env = env
         self.agents = agents
         self.eval_env = eval_env
@@ -174,7 +180,9 @@ class SequentialTrainer:
         states, infos = env.reset()
         shared_states = env.state() if shared else None
         hidden = not training or self.cfg["disable_progressbar"]
-        progress = tqdm(range(timesteps), disable=hidden, unit=" env steps", unit_scale=env.num_envs, dynamic_ncols=True)
+        progress = tqdm(
+            range(timesteps), disable=hidden, unit=" env steps", unit_scale=env.num_envs, dynamic_ncols=True
+        )
         for timestep in progress:
             if training:
                 agents.pre_interaction(timestep, timesteps)

@@ -1,0 +1,85 @@
+"""Normalisers of a group's data: one for each parameter set, since a network has one scale of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+from coterie.preprocessors import Preprocessor, stack_preprocessors
+from coterie.spaces import flat_size
+
+__all__ = ["SetPreprocessor", "make_preprocessor"]
+
+
+class SetPreprocessor:
+    """One preprocessor per parameter set, applied along the agent dimension.
+
+    :param members: the preprocessor of each of the S sets, for ``[N, F]``
+    :param agents: number of agents A of the group, of which each set has A / S, in order
+    """
+
+    def __init__(self, members: Sequence[nn.Module], agents: int) -> None:
+        self.members = list(members)
+        self._share = agents // len(members)
+        self._stacked = stack_preprocessors(members)
+
+    def __call__(self, x: Tensor, train: bool = False, inverse: bool = False) -> Tensor:
+        """Apply to ``[B, A, F]``, or to ``[B, 1, F]`` that all agents have in common; the result has an entry for each
+        agent unless one set serves all.
+        """
+        sets, batch, agents = len(self.members), x.shape[0], x.shape[1]
+        if sets == 1:
+            flat = x.reshape(1, batch * agents, -1)
+            return self._stacked(flat, train=train, inverse=inverse).view(batch, agents, -1)  # type: ignore[no-any-return]
+        share = agents // sets if agents > 1 else 1
+        rows = x.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
+        y: Tensor = self._stacked(rows, train=train, inverse=inverse)
+        y = y.unflatten(1, (batch, share)).transpose(0, 1).flatten(1, 2)
+        return y if share == self._share else y.repeat_interleave(self._share, dim=1)
+
+
+def make_preprocessor(
+    owners: Mapping[str, int],
+    key: str,
+    kinds: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+    size: gymnasium.Space | int | None,
+    device: torch.device,
+) -> SetPreprocessor | None:
+    """Build a group's normalisers as configured.
+
+    :param owners: the parameter set of each of the group's agents, in order
+    :param key: the configuration's key, for messages
+    :param kinds: the configured class by agent
+    :param kwargs: its keyword arguments by agent; size and device are filled in where they are left out
+    :param size: what the data's width follows from
+
+    :return: None where no class is configured
+
+    :raises ValueError: agents that share a model differ in its normaliser, or the configured size is not the data's
+    """
+    leaders: dict[int, str] = {}
+    for name, s in owners.items():
+        leader = leaders.setdefault(s, name)
+        for option, values in ((key, kinds), (f"{key}_kwargs", kwargs)):
+            if repr(values[name]) != repr(values[leader]):
+                raise ValueError(
+                    f"agents {leader!r} and {name!r} share a model but not {option}: {values[leader]} against {values[name]}"
+                )
+    members = []
+    for uid in leaders.values():
+        kind, options = kinds[uid], dict(kwargs[uid] or {})
+        if kind is None:
+            continue
+        if isinstance(kind, type) and issubclass(kind, Preprocessor):
+            options = {"size": size, "device": device, **options}
+            if flat_size(options["size"]) != flat_size(size):
+                raise ValueError(f"{key}_kwargs[{uid!r}]: expected size {flat_size(size)}, got {options['size']}")
+        members.append(kind(**options))
+    if members and len(members) != len(leaders):
+        raise ValueError(f"{key}: expected a class for all of {list(owners)} or for none: they are trained together")
+    return SetPreprocessor(members, len(owners)) if members else None

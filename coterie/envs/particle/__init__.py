@@ -1,0 +1,18 @@
+"""The particle tasks, in torch: any number of copies, on any device, at thousands of times the pace of a Python loop.
+
+They follow mpe2 1.1.1 (simple_spread_v3, simple_speaker_listener_v4, simple_reference_v3) step for step.
+"""
+
+from coterie.envs.particle.base import ParticleEnv
+from coterie.envs.particle.simple_reference import SimpleReference
+from coterie.envs.particle.simple_speaker_listener import SimpleSpeakerListener
+from coterie.envs.particle.simple_spread import SimpleSpread
+
+__all__ = ["TASKS", "ParticleEnv", "SimpleReference", "SimpleSpeakerListener", "SimpleSpread"]
+
+#: every task, by its name in mpe2
+TASKS: dict[str, type[ParticleEnv]] = {
+    "simple_reference": SimpleReference,
+    "simple_speaker_listener": SimpleSpeakerListener,
+    "simple_spread": SimpleSpread,
+}

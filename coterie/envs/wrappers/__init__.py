@@ -1,0 +1,8 @@
+"""Environments of other libraries brought under the contract of :class:`~coterie.envs.base.MultiAgentEnv`."""
+
+from coterie.envs.wrappers.gymnasium import OneAgentTeam
+from coterie.envs.wrappers.pettingzoo import PettingZooEnv
+from coterie.envs.wrappers.vmas import VmasEnv
+from coterie.envs.wrappers.wrap import wrap_env
+
+__all__ = ["OneAgentTeam", "PettingZooEnv", "VmasEnv", "wrap_env"]

@@ -1,0 +1,83 @@
+"""Layers whose stock forms are slow at the sizes of this field; each equals its stock form to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Tanh", "stacked_linear", "tanh"]
+
+
+def _sigmoid_tanh(x: Tensor) -> Tensor:
+    """``tanh(x) = 2 sigmoid(2x) - 1``, in one allocation."""
+    return (x + x).sigmoid_().mul_(2.0).sub_(1.0)
+
+
+class _SigmoidTanh(torch.autograd.Function):
+    """:func:`_sigmoid_tanh` with tanh's own derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = _sigmoid_tanh(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(grads[0], y)  # type: ignore[no-any-return]
+
+
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent; on the CPU in less than half of ``torch.tanh``'s time, with an absolute error below 2e-7.
+
+    PyTorch's vectorised sigmoid is six times as fast as its tanh there. Elsewhere this is ``torch.tanh``.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.is_contiguous():
+        return torch.tanh(x)
+    if not torch.is_grad_enabled():
+        return _sigmoid_tanh(x)
+    return _SigmoidTanh.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Tanh(nn.Module):
+    """:func:`tanh` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it element by element."""
+        return tanh(x)
+
+
+class _StackedLinear(torch.autograd.Function):
+    """``x W^T + b`` for K models. The stock backward takes the weight's gradient as ``x^T g``, which batched products do
+    badly for few outputs; ``g^T x`` takes a fifth of the time for a policy's head.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias, x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        (g,) = grads
+        grad_x = torch.bmm(g, weight) if ctx.needs_input_grad[0] else None
+        return grad_x, torch.bmm(g.mT, x), g.sum(dim=1, keepdim=True)
+
+
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Linear layers of K models at once.
+
+    :param x: ``[K, N, in]``
+    :param weight: ``[K, out, in]``
+    :param bias: ``[K, 1, out]``
+
+    :return: ``[K, N, out]``
+    """
+    # autocast reaches into stock operations only
+    if torch.is_autocast_enabled(x.device.type) or not torch.is_grad_enabled():
+        return torch.baddbmm(bias, x, weight.mT)
+    return _StackedLinear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
