@@ -23,7 +23,7 @@ from random_team import RandomTeam
 EPOCHS, PARTS, STEPS, ENVS, AGENTS = 5, 4, 100, 64, 3
 
 
-def ours(algorithm: str, *, shared: bool, hidden: int) -> Callable[[], None]:
+def ours(algorithm: str, *, shared: bool, hidden: int, epochs: int = EPOCHS) -> Callable[[], None]:
     """The library's update on a filled rollout."""
     source = RandomTeam(AGENTS, ENVS)
     team = source.team(
@@ -31,7 +31,7 @@ def ours(algorithm: str, *, shared: bool, hidden: int) -> Callable[[], None]:
         shared=shared,
         hidden=hidden,
         rollouts=STEPS,
-        learning_epochs=EPOCHS,
+        learning_epochs=epochs,
         mini_batches=PARTS,
         learning_rate=3e-4,
         entropy_loss_scale=0.01,
@@ -72,12 +72,16 @@ def interleaved(functions: list[Callable[[], None]], repeats: int) -> list[list[
     return times
 
 
-def per_minibatch(function: Callable[[], None]) -> tuple[float, float, float]:
-    """Tensor operations, Python calls and C calls of an update, divided by its minibatches."""
-    ops = plain.count_ops(function)
-    calls = plain.count_calls(function)
-    steps = EPOCHS * PARTS
-    return ops / steps, calls["call"] / steps, calls["c_call"] / steps
+def per_minibatch(algorithm: str, *, shared: bool) -> tuple[float, float, float]:
+    """Tensor operations, Python calls and C calls of a minibatch: what each epoch after the first adds, by its parts."""
+    counts = []
+    for epochs in (1, EPOCHS):
+        update = ours(algorithm, shared=shared, hidden=64, epochs=epochs)
+        update()
+        calls = plain.count_calls(update)
+        counts.append((plain.count_ops(update), calls["call"], calls["c_call"]))
+    ops, calls, c_calls = ((many - one) / ((EPOCHS - 1) * PARTS) for one, many in zip(*counts, strict=True))
+    return ops, calls, c_calls
 
 
 def main() -> None:
@@ -98,7 +102,7 @@ def main() -> None:
                 yardstick = by_hand(algorithm, shared=shared, hidden=hidden)
                 a, b = interleaved([mine, yardstick], repeats)
                 ratios = [x / y for x, y in zip(a, b, strict=True)]
-                ops, calls, c_calls = per_minibatch(mine)
+                ops, calls, c_calls = per_minibatch(algorithm, shared=shared)
                 print(
                     f"| {algorithm}, {'shared' if shared else 'distinct'} parameters | 2x{hidden} "
                     f"| {1e3 * statistics.median(a):.1f} | {1e3 * statistics.median(b):.1f} "

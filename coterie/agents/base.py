@@ -188,10 +188,12 @@ class MultiAgent(ABC):
         """The values that ``uid`` has of some keys, as something that compares."""
         return tuple((key, repr(self.agent_cfg[key][uid])) for key in keys)
 
-    def config_vector(self, group: Group, key: str) -> Tensor:
-        """A configuration value of each agent of a group, ``[A, 1]`` float32."""
-        values = [[float(self.agent_cfg[key][uid])] for uid in group.names]
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
+    def config_values(self, group: Group, key: str) -> float | Tensor:
+        """A number of the configuration as it enters a group's formulas: itself, or ``[A, 1]`` where agents differ."""
+        values = [float(self.agent_cfg[key][uid]) for uid in group.names]
+        if len(set(values)) == 1:
+            return values[0]
+        return torch.tensor(values, dtype=torch.float32, device=self.device).unsqueeze(1)
 
     # ---- hooks, in the order of their calling ----------------------------------------------------------------------------
 

@@ -46,13 +46,20 @@ __all__ = ["MultiAgentPPO"]
 
 @dataclass
 class _Weights:
-    """The configuration values of a group that its loss needs."""
+    """A group's configuration values as they enter the formulas: one for all of its agents, or ``[A, 1]`` (``[A]``, scales)."""
 
-    ratio_clip: Tensor  # [A, 1]
-    value_clip: Tensor  # [A, 1], infinite where predictions are not clipped
-    entropy_scale: Tensor  # [A]
-    value_scale: Tensor  # [A]
+    ratio_clip: float | Tensor
+    value_clip: float | Tensor  # infinite where predictions are not clipped
+    entropy_scale: float | Tensor
+    value_scale: float | Tensor
     explores: bool  # whether any entropy counts
+    discount: float | Tensor
+    gae_lambda: float | Tensor
+    bootstraps: float | Tensor  # 1 where what lies beyond a truncation is valued, else 0
+
+
+def _flat(value: float | Tensor) -> float | Tensor:
+    return value.squeeze(-1) if isinstance(value, Tensor) else value
 
 
 class MultiAgentPPO(MultiAgent):
@@ -178,13 +185,21 @@ class MultiAgentPPO(MultiAgent):
         return make_preprocessor(owners, key, self.agent_cfg[key], self.agent_cfg[f"{key}_kwargs"], size, self.device)
 
     def _loss_weights(self, group: Group) -> _Weights:
-        clips = self.config_vector(group, "clip_predicted_values").bool()
+        clip = self.config_values(group, "value_clip")
+        clips = self.config_values(group, "clip_predicted_values")
+        if not isinstance(clips, Tensor):
+            clip = clip if clips else math.inf
+        else:
+            clip = torch.where(clips.bool(), clip, math.inf)
         return _Weights(
-            ratio_clip=self.config_vector(group, "ratio_clip"),
-            value_clip=torch.where(clips, self.config_vector(group, "value_clip"), math.inf),
-            entropy_scale=self.config_vector(group, "entropy_loss_scale").squeeze(-1),
-            value_scale=self.config_vector(group, "value_loss_scale").squeeze(-1),
+            ratio_clip=self.config_values(group, "ratio_clip"),
+            value_clip=clip,
+            entropy_scale=_flat(self.config_values(group, "entropy_loss_scale")),
+            value_scale=_flat(self.config_values(group, "value_loss_scale")),
             explores=any(self.agent_cfg["entropy_loss_scale"][uid] > 0 for uid in group.names),
+            discount=self.config_values(group, "discount_factor"),
+            gae_lambda=self.config_values(group, "lambda"),
+            bootstraps=self.config_values(group, "time_limit_bootstrap"),
         )
 
     # ---- hooks ------------------------------------------------------------------------------------------------------------
@@ -413,15 +428,12 @@ class MultiAgentPPO(MultiAgent):
         with torch.set_grad_enabled(weights.explores):
             entropy = distribution.entropy().mean(dim=(0, 2))
         values = self._predict(group, batch.critic)
-        policy_loss = functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip).mean(
-            dim=(0, 2)
-        )
-        value_loss = functional.clipped_value_loss(values, batch.values, batch.returns, weights.value_clip).mean(
-            dim=(0, 2)
-        )
+        policy_loss = functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip)
+        value_loss = functional.clipped_value_loss(values, batch.values, batch.returns, weights.value_clip)
+        policy_loss, value_loss = policy_loss.mean(dim=(0, 2)), value_loss.mean(dim=(0, 2))
         statistics.add(group, policy_loss, value_loss, entropy, log_ratio, weights.ratio_clip, distribution.std)
-        loss = torch.addcmul(policy_loss, weights.value_scale, value_loss)
-        return torch.addcmul(loss, weights.entropy_scale, entropy, value=-1.0) if weights.explores else loss
+        loss = policy_loss + weights.value_scale * value_loss
+        return loss - weights.entropy_scale * entropy if weights.explores else loss
 
     @torch.no_grad()
     def _batches(self, learner: Learner) -> list[Batch]:
@@ -460,15 +472,16 @@ class MultiAgentPPO(MultiAgent):
         predicted = self._predict(group, critic).expand(-1, group.size, -1)
         values = self._denormalise(learner, predicted).view_as(rollout["rewards"])
         terminated, truncated = rollout["terminated"], rollout["truncated"]
-        bootstraps = self.config_vector(group, "time_limit_bootstrap").bool()
+        weights = self._weights[group.names]
+        bootstraps = torch.as_tensor(weights.bootstraps, device=self.device).bool()
         advantages, returns = functional.gae(
             rollout["rewards"],
             values,
             rollout.successor_values(values, lambda inputs: self._value(learner, group, inputs)),
             terminated | (truncated & ~bootstraps),
             truncated,
-            self.config_vector(group, "discount_factor"),
-            self.config_vector(group, "lambda"),
+            weights.discount,
+            weights.gae_lambda,
         )
         rollout["values"].copy_(values)
         rollout["returns"].copy_(returns)

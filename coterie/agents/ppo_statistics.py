@@ -33,10 +33,10 @@ class UpdateStatistics:
         device = learner.storage.data.device
         self._learner = learner
         self._sums = {g.names: torch.zeros(len(TAGS), g.size, device=device) for g in learner.groups}
-        self._epoch_kl = {g.names: torch.zeros(g.size, device=device) for g in learner.groups}
+        self._kl_before = torch.zeros(len(learner.names), device=device)
         self._stds: dict[tuple[str, ...], Tensor] = {}
         self._norms: list[Tensor] = []
-        self._steps = self._epoch_steps = 0
+        self._steps = self._steps_before = 0
 
     @torch.no_grad()
     def add(
@@ -46,15 +46,14 @@ class UpdateStatistics:
         value_loss: Tensor,
         entropy: Tensor,
         log_ratio: Tensor,
-        ratio_clip: Tensor,
+        ratio_clip: float | Tensor,
         std: Tensor | None,
     ) -> None:
-        """Add a minibatch: losses and entropy ``[A]``, log-ratios ``[B, A, 1]``, clipping ranges ``[A, 1]``."""
+        """Add a minibatch: losses and entropy ``[A]``, log-ratios ``[B, A, 1]``, clipping ranges ``[A, 1]`` or one for all."""
         change = log_ratio.expm1()
-        kl = (change - log_ratio).mean(dim=(0, 2))  # as functional.kl_estimate, whose first term the clip fraction needs too
-        clipped = (change.abs() > ratio_clip).mean(dim=(0, 2), dtype=torch.float32)
+        kl = (change - log_ratio).mean(dim=(0, 2))  # as functional.kl_estimate: the clip fraction needs its first term, too
+        clipped = (change.abs() > ratio_clip).float().mean(dim=(0, 2))
         self._sums[group.names] += torch.stack([policy_loss, value_loss, entropy, kl, clipped])
-        self._epoch_kl[group.names] += kl
         if std is not None:
             self._stds[group.names] = std.detach()
 
@@ -62,14 +61,12 @@ class UpdateStatistics:
         """Add the gradients' norms ``[S, 1 or 2]`` of the step that follows a minibatch."""
         self._norms.append(norms)
         self._steps += 1
-        self._epoch_steps += 1
 
     def end_epoch(self) -> Tensor:
         """Mean KL divergence of the epoch, for each parameter set ``[S]``."""
-        kl = torch.cat([self._epoch_kl[group.names] for group in self._learner.groups]) / max(self._epoch_steps, 1)
-        for sums in self._epoch_kl.values():
-            sums.zero_()
-        self._epoch_steps = 0
+        total = torch.cat([self._sums[group.names][KL] for group in self._learner.groups])
+        kl = (total - self._kl_before) / (self._steps - self._steps_before)
+        self._kl_before, self._steps_before = total, self._steps
         # a learner of several sets has one group, ordered by set
         return kl.view(self._learner.num_sets, -1).mean(dim=1)
 

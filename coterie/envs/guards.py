@@ -49,12 +49,12 @@ def check_agents(
     """
     if not isinstance(values, Mapping):
         raise EnvError(f"{where}: expected a mapping of {what} by agent name, got {type(values).__name__}")
-    # a defaultdict holds every agent, though not yet as a key
-    missing = [] if hasattr(values, "default_factory") else [n for n in required or possible if n not in values]
-    if missing:
+    expected = [name for name in possible if required is None or name in required]
+    missing = [name for name in expected if name not in values]
+    if missing and not hasattr(values, "default_factory"):  # a defaultdict holds everyone, though not yet as a key
         raise EnvError(
             f"{where}: agent {missing[0]!r} is missing from the {what}, which hold {list(values)}; "
-            f"expected an entry for each of {list(required or possible)}"
+            f"expected an entry for each of {expected}"
         )
     unknown = [name for name in values if name not in possible]
     if unknown:
@@ -86,7 +86,7 @@ def check_finite(values: AgentTensors, what: str, where: str) -> None:
             value = tensor[(copy, agent, *element)].item()
             raise EnvError(
                 f"{where}: the {what} of agent {names[agent]!r} in copy {copy} is {value} at element {element}; "
-                f"expected finite numbers. Mend the environment, or clip what it returns"
+                "expected finite numbers: look for a division by zero or an overflow where it is computed"
             )
 
 
@@ -167,8 +167,8 @@ class ActionGuard:
                     f"element {element}{group.note}"
                 )
             return stack.long()
-        check_finite(AgentTensors.single(group.names, stack), "action", where)
         stack = stack.float()
+        check_finite(AgentTensors.single(group.names, stack), "action", where)
         clipped = torch.clamp(stack, group.low, group.high)
         if not self._warned and not torch.equal(clipped, stack):
             self._warned = True

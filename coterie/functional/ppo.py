@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,9 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, ratio_clip: fl
     """
     ratio = log_ratio.exp()
     clipped = torch.clamp(ratio, 1.0 - ratio_clip, 1.0 + ratio_clip)  # type: ignore[arg-type]
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    gain, bounded = ratio * advantages, clipped * advantages
+    # a minimum as a choice: its gradient costs a third of that of torch.minimum, which shares it out at ties
+    return -torch.where(gain <= bounded, gain, bounded)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, value_clip: float | Tensor) -> Tensor:
@@ -31,8 +35,11 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, valu
     :param returns: targets on the predictions' scale, ``[..., A, 1]``
     :param value_clip: c, a number or one per agent ``[A, 1]``
     """
+    if isinstance(value_clip, float) and math.isinf(value_clip):
+        return (returns - values).square()
     near = old_values + torch.clamp(values - old_values, -value_clip, value_clip)  # type: ignore[arg-type]
-    return torch.maximum((returns - values).square(), (returns - near).square())
+    error, bounded = (returns - values).square(), (returns - near).square()
+    return torch.where(error >= bounded, error, bounded)
 
 
 def kl_estimate(log_ratio: Tensor) -> Tensor:

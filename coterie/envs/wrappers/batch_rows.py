@@ -27,7 +27,7 @@ Path = tuple[Hashable, ...]
 
 
 class _Saved(NamedTuple):
-    """One tensor as it was: its owner, the object itself, how often it had been written to, and a copy of its content."""
+    """One tensor as it was: its owner, itself, how often it had been written to, and a copy of its content."""
 
     owner: Any
     tensor: Tensor
@@ -38,8 +38,8 @@ class _Saved(NamedTuple):
 class BatchRows:
     """The content of every tensor that can be reached from ``root`` through attributes, lists, tuples and dicts.
 
-    The tree is walked each time: simulators rebind their tensors at every step, and make new ones as they go. What is no
-    tensor has no rows, and is left alone.
+    The tree is walked each time: simulators rebind their tensors at every step, and make new ones as they go. What is
+    no tensor has no rows, and is left alone.
 
     :param root: the object whose tensors are kept
     :param num_rows: size E of the batch dimension: a tensor's first dimension of this size. Tensors without one belong

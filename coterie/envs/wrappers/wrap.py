@@ -57,7 +57,7 @@ def wrap_env(
     try:
         wrapped = _wrap_copies(copies, kind, num_envs, device, seed)
     except BaseException:
-        if callable(env) or isinstance(env, (list, tuple)):  # nobody else holds what was made here
+        if all(map(_is_factory, env if isinstance(env, (list, tuple)) else [env])):  # nobody else holds the copies
             _close(copies)
         raise
     if verbose:

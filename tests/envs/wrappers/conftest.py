@@ -67,7 +67,7 @@ class Scripted:
             self.observations(acting),
             dict.fromkeys(acting, 100.0 * self.episode + self.steps),
             {n: ends[n] and (self.end == "terminated" or not over) for n in acting},
-            {n: over and self.end == "truncated" for n in acting},
+            dict.fromkeys(acting, over and self.end == "truncated"),
             {n: {} for n in acting},
         ]
         self.agents = [] if over else [n for n in acting if not ends[n]]

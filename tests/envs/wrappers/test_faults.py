@@ -128,7 +128,9 @@ def test_an_environment_that_raises(scripted):
 
     env = PettingZooEnv([scripted(0), scripted(1, spoil=explode)])
     env.reset()
-    with pytest.raises(EnvError, match=r"copy 1, step 1: the environment's step\(\) raised Fussy: \(3, 'boom'\)") as info:
+    with pytest.raises(
+        EnvError, match=r"copy 1, step 1: the environment's step\(\) raised Fussy: \(3, 'boom'\)"
+    ) as info:
         env.step(zeros(env))
     assert isinstance(info.value.__cause__, Fussy)
 

@@ -327,9 +327,7 @@ def test_mpe_simple_spread_equals_the_bare_environment(num_envs, continuous):
         assert np.array_equal(env.state()[0].numpy(), bare.state())
         shape = (num_envs, 5) if continuous else (num_envs, 1)
         actions = {
-            name: torch.rand(shape, generator=generator)
-            if continuous
-            else torch.randint(5, shape, generator=generator)
+            name: torch.rand(shape, generator=generator) if continuous else torch.randint(5, shape, generator=generator)
             for name in env.possible_agents
         }
         states, rewards, terminated, truncated, infos = env.step(actions)

@@ -150,8 +150,8 @@ def test_discrete_actions(vmas, kind):
     assert env.action_space("agent_0").shape == (() if kind == "discrete" else (2,))
     actions = {name: torch.ones(E, width, dtype=torch.int64) for name in env.possible_agents}
     env.step(actions)
+    actions["agent_1"][4] = 9
     with pytest.raises(EnvError, match=r"step 2: the action of agent 'agent_1' in copy 4 is \[9"):
-        actions["agent_1"][4] = 9
         env.step(actions)
 
 
@@ -209,7 +209,7 @@ class TestRandomNumbers:
     def test_other_generators_are_left_alone(self, vmas):
         def look():
             shared = type(env.env).vmas_random_state
-            values = torch.get_rng_state(), np.random.get_state()[1], shared[0], shared[1][1]
+            values = torch.get_rng_state(), np.random.get_state()[1], shared[0], shared[1][1]  # noqa: NPY002
             return [np.array(value).copy() for value in values], random.getstate(), shared[2]
 
         env = make(vmas, "navigation", max_steps=2)
@@ -253,7 +253,7 @@ class TestFaults:
         env = make(vmas, "simple_spread")
         env.reset()
         env.env.scenario.observation = lambda agent: torch.zeros(E, 1)
-        with pytest.raises(EnvError, match=r"'agent_0' has shape \(6, 1\); expected \(6, 18\)"):
+        with pytest.raises(EnvError, match=r"'agent_0' has shape \(6, 1\); expected \(6, 14\)"):
             env.step(self.zeros(env))
 
     def test_dictionary_observations(self, vmas):

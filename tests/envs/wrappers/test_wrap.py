@@ -48,7 +48,7 @@ def test_skrl_calls(scripted):
 def test_functions_and_lists(scripted):
     assert wrap_env(scripted).num_envs == 1
     assert wrap_env(scripted, num_envs=3).num_envs == 3
-    assert wrap_env(lambda: scripted(), num_envs=2).num_envs == 2
+    assert wrap_env(lambda: scripted(3), num_envs=2).num_envs == 2
     env = wrap_env([lambda: scripted(5), scripted(6)], num_envs=2)
     assert env.reset()[0]["ada"][:, 0].tolist() == [5, 6]
     factory_calls = []
@@ -61,7 +61,7 @@ def test_wrapped_environments_are_returned_unchanged(scripted):
     assert wrap_env(env) is env
     assert wrap_env(lambda: env) is env
     assert wrap_env(env, num_envs=1) is env
-    with pytest.raises(ValueError, match="expected num_envs=2 copies, but .* has 1"):
+    with pytest.raises(ValueError, match=r"expected num_envs=2 copies, but .* has 1"):
         wrap_env(env, num_envs=2)
 
 
@@ -148,7 +148,9 @@ def test_wrong_arguments(scripted):
     one = scripted()
     with pytest.raises(ValueError, match="one object several times"):
         wrap_env([one, one])
-    with pytest.raises(TypeError, match="expected an environment for the wrapper 'pettingzoo', got one for 'gymnasium'"):
+    with pytest.raises(
+        TypeError, match="expected an environment for the wrapper 'pettingzoo', got one for 'gymnasium'"
+    ):
         wrap_env([scripted, Count])
 
 
