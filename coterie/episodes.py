@@ -19,6 +19,7 @@ class EpisodeCounter:
     """
 
     def __init__(self, num_envs: int, agents: Sequence[str], device: torch.device) -> None:
+        self.num_envs = num_envs
         self.agents = list(agents)
         self._returns = torch.zeros(num_envs, len(self.agents), dtype=torch.float64, device=device)
         self._lengths = torch.zeros(num_envs, dtype=torch.int64, device=device)

@@ -134,7 +134,8 @@ class Model(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters to ``path``."""
-        torch.save(self.state_dict(), path)
+        # copied, since a view would bring along all of the storage that its team's models share
+        torch.save({name: tensor.clone() for name, tensor in self.state_dict().items()}, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read parameters that :meth:`save` wrote; nothing in the file is executed."""

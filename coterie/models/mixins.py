@@ -150,7 +150,7 @@ class MultivariateGaussianMixin(GaussianMixin):
         max_log_std: float = 2.0,
         role: str = "",
     ) -> None:
-        super().__init__(clip_actions, clip_log_std, min_log_std, max_log_std, "sum", role)
+        GaussianMixin.__init__(self, clip_actions, clip_log_std, min_log_std, max_log_std, "sum", role)
 
 
 class TanhGaussianMixin(GaussianMixin):
@@ -167,7 +167,7 @@ class TanhGaussianMixin(GaussianMixin):
         reduction: str = "sum",
         role: str = "",
     ) -> None:
-        super().__init__(False, clip_log_std, min_log_std, max_log_std, reduction, role)
+        GaussianMixin.__init__(self, False, clip_log_std, min_log_std, max_log_std, reduction, role)
         bounds = self.box_bounds()
         if bounds is None or not all(bool(torch.isfinite(bound).all()) for bound in bounds):
             raise ValueError(f"a tanh-squashed Gaussian needs a bounded Box action space, got {self.action_space}")
@@ -213,7 +213,7 @@ class MultiCategoricalMixin(CategoricalMixin):
     """
 
     def __init__(self, unnormalized_log_prob: bool = True, reduction: str = "sum", role: str = "") -> None:
-        super().__init__(unnormalized_log_prob, role)
+        CategoricalMixin.__init__(self, unnormalized_log_prob, role)
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
         if not isinstance(self.action_space, gymnasium.spaces.MultiDiscrete):

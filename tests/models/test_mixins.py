@@ -151,13 +151,12 @@ def test_gaussian_reductions(states: Tensor, reduction: str) -> None:
 
 
 def test_clipped_actions_keep_the_log_prob_of_the_drawn_value() -> None:
-    policy = Gaussian(log_std=1.5, clip_actions=True)
+    policy, free = Gaussian(log_std=1.5, clip_actions=True), Gaussian(log_std=1.5)
+    free.load_state_dict(policy.state_dict())
     states = torch.randn(4000, 3)
     torch.manual_seed(3)
     actions, log_prob, outputs = policy.act({"states": states})
     torch.manual_seed(3)
-    free = Gaussian(log_std=1.5)
-    free.load_state_dict(policy.state_dict())
     drawn, drawn_log_prob, _ = free.act({"states": states})
     low, high = torch.tensor([-1.0, -0.5]), torch.tensor([1.0, 2.0])
     torch.testing.assert_close(actions, drawn.clamp(low, high))

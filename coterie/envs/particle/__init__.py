@@ -1,4 +1,4 @@
-"""The particle tasks, in torch: any number of copies, on any device, at thousands of times the pace of a Python loop.
+"""The particle tasks, in torch: any number of copies, on any device.
 
 They follow mpe2 1.1.1 (simple_spread_v3, simple_speaker_listener_v4, simple_reference_v3) step for step.
 """

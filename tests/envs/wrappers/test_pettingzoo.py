@@ -156,6 +156,8 @@ class TestState:
         assert infos["final_shared_states"].tolist() == [[0, 1, 2, 7], [0, 0, 0, 0]]
         assert env.state().tolist() == [[0, 2, 0, 7], [1, 0, 2, 7]]
         assert env.state() is env.state()
+        infos = env.step(zeros(env))[4]
+        assert infos["final_shared_states"].tolist() == [[0, 0, 0, 0], [1, 0, 3, 7]]
 
     def test_own_state_is_asked_for_only_when_wanted(self, scripted):
         class Counting(scripted):
