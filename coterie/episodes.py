@@ -38,9 +38,9 @@ class EpisodeCounter:
         if not bool(ended.any()):
             return None
         finished = self._returns[ended], self._lengths[ended]
-        going_on = ~ended
-        self._returns *= going_on.unsqueeze(1)
-        self._lengths *= going_on
+        # filled rather than multiplied by 0, which would keep infinities
+        self._returns.masked_fill_(ended.unsqueeze(1), 0.0)
+        self._lengths.masked_fill_(ended, 0)
         return finished
 
     def reset(self) -> None:

@@ -207,7 +207,8 @@ def stack_preprocessors(members: Sequence[nn.Module]) -> nn.Module:
     assert isinstance(first, Preprocessor)
     whole: Preprocessor = type(first).__new__(type(first))
     nn.Module.__init__(whole)
-    whole.__dict__.update({name: value for name, value in vars(first).items() if not name.startswith("_")})
+    own = {name: value for name, value in vars(first).items() if name not in vars(whole)}  # the others are PyTorch's
+    whole.__dict__.update(own)
     for name in first.STATISTICS:
         stacked = torch.stack([m.get_buffer(name) for m in members])
         whole.register_buffer(name, stacked)

@@ -7,6 +7,8 @@ from torch.optim import Optimizer
 
 __all__ = ["KLAdaptiveLR"]
 
+_SETTINGS = ("kl_threshold", "min_lr", "max_lr", "kl_factor", "lr_factor")
+
 
 class KLAdaptiveLR:
     """Keep the KL divergence of each epoch near a target by changing the learning rate.
@@ -43,8 +45,8 @@ class KLAdaptiveLR:
         self.kl_threshold = kl_threshold
         self.min_lr = min_lr
         self.max_lr = max_lr
-        self._kl_factor = kl_factor
-        self._lr_factor = lr_factor
+        self.kl_factor = kl_factor
+        self.lr_factor = lr_factor
 
     def step(self, kl: float | Tensor | None = None, epoch: int | None = None) -> None:
         """Adapt the learning rate to the last epoch's KL divergence; None changes nothing."""
@@ -52,10 +54,10 @@ class KLAdaptiveLR:
             return
         kl = float(kl)
         for group in self.optimizer.param_groups:
-            if kl > self.kl_threshold * self._kl_factor:
-                group["lr"] = max(group["lr"] / self._lr_factor, self.min_lr)
-            elif kl < self.kl_threshold / self._kl_factor:
-                group["lr"] = min(group["lr"] * self._lr_factor, self.max_lr)
+            if kl > self.kl_threshold * self.kl_factor:
+                group["lr"] = max(group["lr"] / self.lr_factor, self.min_lr)
+            elif kl < self.kl_threshold / self.kl_factor:
+                group["lr"] = min(group["lr"] * self.lr_factor, self.max_lr)
 
     def get_last_lr(self) -> list[float]:
         """The present learning rates, one per parameter group."""
@@ -63,10 +65,9 @@ class KLAdaptiveLR:
 
     def state_dict(self) -> dict[str, float]:
         """The settings; the learning rate itself belongs to the optimizer's state."""
-        return {"kl_threshold": self.kl_threshold, "min_lr": self.min_lr, "max_lr": self.max_lr}
+        return {name: getattr(self, name) for name in _SETTINGS}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Take settings that :meth:`state_dict` returned."""
-        self.kl_threshold = state_dict["kl_threshold"]
-        self.min_lr = state_dict["min_lr"]
-        self.max_lr = state_dict["max_lr"]
+        for name in _SETTINGS:
+            setattr(self, name, state_dict[name])

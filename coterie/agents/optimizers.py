@@ -50,6 +50,8 @@ class SetOptimizers:
         self._storage = storage
         self._settings = list(settings)
         width = storage.data.shape[1]
+        if width == 0:
+            raise ValueError("every parameter is frozen: expected at least one to train (pass memories=None to act only)")
         separate = isinstance(settings[0].learning_rate, (tuple, list))
         if separate and not 0 < policy_width < width:
             raise ValueError(

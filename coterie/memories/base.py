@@ -38,7 +38,7 @@ class Memory:
 
     def __len__(self) -> int:
         """Number of transitions held (rows times environments)."""
-        holder = self._parent or self
+        holder = self if self._parent is None else self._parent
         return (holder.memory_size if holder.filled else holder.memory_index) * holder.num_envs
 
     def create_tensor(
@@ -89,6 +89,7 @@ class Memory:
         with torch.no_grad():
             mine.copy_(tensor)
 
+    @torch.no_grad()
     def add_samples(self, **tensors: Tensor) -> None:
         """Write one row ``[E, ...]`` into each named tensor and go on to the next row (after the last, the first).
 
@@ -142,15 +143,25 @@ class Memory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tensors and position to ``path``."""
-        contents = {"tensors": dict(self._tensors), "memory_index": self.memory_index, "filled": self.filled}
+        # copied, since an agent's part of a group's storage would bring along all of it
+        tensors = {name: tensor.clone() for name, tensor in self._tensors.items()}
+        contents = {"tensors": tensors, "memory_index": self.memory_index, "filled": self.filled}
         torch.save(contents, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Read what :meth:`save` wrote; tensors must exist with the same names and shapes. Nothing in the file is executed."""
+        """Read what :meth:`save` wrote. Nothing in the file is executed.
+
+        :raises ValueError: tensors of other names or shapes than this memory has; nothing is loaded then
+        """
         contents = torch.load(path, map_location=self.device, weights_only=True)
         names = set(contents["tensors"])
         if self._tensors and names != set(self._tensors):
             raise ValueError(f"expected tensors {list(self.get_tensor_names())}, the file has {sorted(names)}")
+        for name, tensor in contents["tensors"].items():  # all are looked at before any is taken
+            known = name in self._tensors
+            expected = self._tensors[name].shape if known else torch.Size((self.memory_size, self.num_envs))
+            if (tensor.shape if known else tensor.shape[:2]) != expected:
+                raise ValueError(f"tensor {name!r}: expected shape {list(expected)}, the file has {list(tensor.shape)}")
         for name, tensor in contents["tensors"].items():
             if name in self._tensors:
                 self.set_tensor_by_name(name, tensor)

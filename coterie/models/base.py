@@ -135,7 +135,8 @@ class Model(nn.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters to ``path``."""
         # copied, since a view would bring along all of the storage that its team's models share
-        torch.save({name: tensor.clone() for name, tensor in self.state_dict().items()}, path)
+        state = self.state_dict()
+        torch.save({name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read parameters that :meth:`save` wrote; nothing in the file is executed."""

@@ -18,6 +18,9 @@ __all__ = ["ModelBatch", "same_architecture"]
 #: below this number of models a plain loop beats vmap, whose fixed cost is about that of three small networks
 VMAP_FROM = 5
 
+#: attributes that are compared by other means, and the distribution that a policy keeps of its last call
+_NOT_COMPARED = {"_parameters", "_buffers", "_modules", "_last"}
+
 
 def same_architecture(models: Sequence[Model]) -> bool:
     """Whether models have one class, one set of parameter shapes and, for policies, one set of distribution settings."""
@@ -79,12 +82,12 @@ class ModelBatch:
             return False
 
         def attributes(model: Model) -> list[tuple[str, str, str]]:
-            """Plain attributes of every submodule, as text."""
+            """Attributes and hooks of every submodule, as text."""
             return [
-                (path, name, repr(value))
+                (path, name, str(value.tolist()) if isinstance(value, Tensor) else repr(value))
                 for path, module in model.named_modules()
                 for name, value in vars(module).items()
-                if not name.startswith("_")
+                if name not in _NOT_COMPARED
             ]
 
         if any(attributes(model) != attributes(first) for model in self.unique[1:]):
@@ -140,8 +143,8 @@ class ModelBatch:
         inputs: dict[str, Any] = {"states": states.reshape(batch * agents, width)}
         if self.uses_agent_id:
             inputs["agent_id"] = self._agent_ids.expand(batch, -1, -1).reshape(batch * agents, -1)
-        tensors = computed_tensors(model.compute(inputs, self.role), model)
-        return tuple(_with_rows(t, batch * agents, model).unflatten(0, _rows(t, batch, agents)) for t in tensors)
+        tensors = _with_rows(computed_tensors(model.compute(inputs, self.role), model), batch * agents, model)
+        return tuple(t.unflatten(0, _rows(t, batch, agents)) for t in tensors)
 
     def _loop(self, states: Tensor) -> tuple[Tensor, ...]:
         outputs: list[list[Tensor]] = [[] for _ in self.models]
@@ -153,8 +156,9 @@ class ModelBatch:
             inputs: dict[str, Any] = {"states": own.reshape(batch * len(mine), -1)}
             if model.uses_agent_id:
                 inputs["agent_id"] = self._agent_ids[mine].expand(batch, -1, -1).reshape(batch * len(mine), -1)
-            for tensor in computed_tensors(model.compute(inputs, self.role), model):
-                rows = _with_rows(tensor, batch * len(mine), model).expand(batch * len(mine), -1)
+            tensors = computed_tensors(model.compute(inputs, self.role), model)
+            for tensor in _with_rows(tensors, batch * len(mine), model):
+                rows = tensor.expand(batch * len(mine), -1)
                 for i, column in zip(mine, rows.unflatten(0, (batch, len(mine))).unbind(1), strict=True):
                     outputs[i].append(column)
         return tuple(torch.stack(columns, dim=1) for columns in zip(*outputs, strict=True))
@@ -166,7 +170,7 @@ class ModelBatch:
             module = _Callable(model, self.role)
             named = {f"model.{name}": tensor for name, tensor in parameters.items()}
             tensors: tuple[Tensor, ...] = torch.func.functional_call(module, named, (states, agent_id))
-            return tuple(_with_rows(tensor, states.shape[0], model) for tensor in tensors)
+            return _with_rows(tensors, states.shape[0], model)
 
         ids = inputs.get("agent_id")
         run = torch.func.vmap(compute, in_dims=(0, 0, None if ids is None else 0), randomness="different")
@@ -194,20 +198,20 @@ class _Callable(nn.Module):
         return computed_tensors(output, self.model)
 
 
-def _with_rows(tensor: Tensor, rows: int, model: Model) -> Tensor:
-    """Give a bare parameter ``[n]`` the row dimension that outputs ``[rows, n]`` have.
+def _with_rows(tensors: Sequence[Tensor], rows: int, model: Model) -> tuple[Tensor, ...]:
+    """Give bare parameters ``[n]`` the row dimension that outputs ``[rows, n]`` have.
 
-    :raises ValueError: an output that is neither
+    :raises ValueError: an output that is neither, or a first one without rows (a value that lost its last dimension would
+        broadcast against targets ``[rows, 1]``)
     """
-    if tensor.dim() == 1:
-        tensor = tensor.unsqueeze(0)
-    if tensor.dim() != 2 or tensor.shape[0] not in (1, rows):
-        raise ValueError(
-            f"{type(model).__name__}.compute returned a tensor of shape {list(tensor.shape)} for {rows} rows: "
-            f"expected [{rows}, n], or [n] for a parameter"
-        )
-    return tensor
+    for i, tensor in enumerate(tensors):
+        if tensor.dim() not in ((2,) if i == 0 else (1, 2)) or (tensor.dim() == 2 and tensor.shape[0] not in (1, rows)):
+            raise ValueError(
+                f"{type(model).__name__}.compute returned a tensor of shape {list(tensor.shape)} for {rows} rows: "
+                f"expected [{rows}, n]" + (", or [n] for a parameter" if i > 0 else "")
+            )
+    return tuple(tensor.unsqueeze(0) if tensor.dim() == 1 else tensor for tensor in tensors)
 
 
 def _rows(tensor: Tensor, batch: int, agents: int) -> tuple[int, int]:
-    return (batch, agents) if tensor.dim() == 2 and tensor.shape[0] == batch * agents else (1, 1)
+    return (batch, agents) if tensor.shape[0] == batch * agents else (1, 1)

@@ -33,14 +33,15 @@ class FlatParameters:
         if any(row != shapes[0] for row in shapes):
             raise ValueError("expected sets of parameters of the same shapes")
         kinds = {(p.dtype, p.device) for row in self._rows for p in row}
-        if len(kinds) != 1:
+        if len(kinds) > 1:
             raise ValueError(f"expected trainable parameters of one dtype on one device, got {sorted(map(str, kinds))}")
         self._slices: list[slice] = []
         width = 0
         for shape in shapes[0]:
             self._slices.append(slice(width, width + shape.numel()))
             width += shape.numel()
-        ((dtype, device),) = kinds
+        # nothing to train is fine: frozen models may act
+        dtype, device = next(iter(kinds), (torch.float32, torch.device("cpu")))
         self.data = torch.zeros(len(sets), width, dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.data)
         self._offsets: dict[int, int] = {}

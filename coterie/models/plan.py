@@ -149,7 +149,10 @@ class _Compiler:
                 self._rows.add(node)
 
     def _stack(self, names: str, layout: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-        parameters = [root.get_parameter(names) for root in self._roots]
+        try:
+            parameters = [root.get_parameter(names) for root in self._roots]
+        except AttributeError:  # worked out from other parameters, as spectral_norm does
+            raise _NoBatchedFormError from None
         if not all(self._storage.holds(p) for p in parameters):
             raise _NoBatchedFormError
         leaf = self._storage.stacked(parameters, layout)
@@ -175,6 +178,8 @@ class _Compiler:
         module = self._roots[0].get_submodule(name)
         (argument,) = node.args
         if node.kwargs or not isinstance(argument, fx.Node) or argument not in self._rows:
+            raise _NoBatchedFormError
+        if any(m._forward_hooks or m._forward_pre_hooks for m in (r.get_submodule(name) for r in self._roots)):
             raise _NoBatchedFormError
         x = self._slots[argument]
         if type(module) is nn.Linear:

@@ -377,7 +377,9 @@ def test_a_gaussian_without_log_std_is_told_so(states: Tensor, kind: type[Gaussi
 
 def test_gradients_reach_every_parameter(states: Tensor) -> None:
     for policy in (Gaussian(), Squashed(), Choice(), Choices(), Multivariate()):
-        _, log_prob, _ = policy.act({"states": states})
+        policy.act({"states": states})
+        taken = policy.distribution().sample().detach()
+        _, log_prob, _ = policy.act({"states": states, "taken_actions": taken})
         assert log_prob is not None
         (log_prob.sum() + policy.get_entropy().sum()).backward()
         assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in policy.parameters()), type(policy)

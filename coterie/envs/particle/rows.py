@@ -61,7 +61,7 @@ class Rows:
 
 
 class Observer:
-    """Build observations ``[E, state]`` from a list of (row, row to subtract) for each of their entries.
+    """Build observations from a list of (row, row to subtract) for each of their entries.
 
     :param pairs: one pair for each entry of all agents' observations, side by side
     :param device: where the worlds are
@@ -71,11 +71,18 @@ class Observer:
         self._plus = torch.tensor([plus for plus, _ in pairs], device=device)
         self._minus = torch.tensor([minus for _, minus in pairs], device=device)
 
-    def __call__(self, world: World, marks: Tensor | None = None) -> Tensor:
-        """Return float32 [E, state] of a world and, if the task shows colours, its ``marks`` [3, marks, E]."""
+    def rows(self, world: World, marks: Tensor | None = None) -> Tensor:
+        """Return the entries in the precision of the physics, one a row, [state, E].
+
+        :param marks: the colours [3, marks, E], if the task shows any
+        """
         positions = world.positions
         parts = [world.velocities, positions, world.landmarks, world.words]
         parts = parts if marks is None else [*parts, marks]
         table = torch.cat([part.flatten(0, 1) for part in parts] + [positions.new_zeros(1, positions.shape[-1])])
-        rows = table.index_select(0, self._plus) - table.index_select(0, self._minus)
+        return table.index_select(0, self._plus) - table.index_select(0, self._minus)
+
+    @staticmethod
+    def show(rows: Tensor) -> Tensor:
+        """Return the rows [state, E] as observations, float32 [E, state]."""
         return rows.float().t().contiguous()

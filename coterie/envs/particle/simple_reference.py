@@ -79,4 +79,4 @@ class SimpleReference(ParticleEnv):
 
     def observe(self, world: World) -> Tensor:
         """Pure: observations float32 [E, 42]."""
-        return self._observer(world, goal_colours(world, DIM, BRIGHT))
+        return self._observer.show(self._observer.rows(world, goal_colours(world, DIM, BRIGHT)))

@@ -67,4 +67,4 @@ class SimpleSpeakerListener(ParticleEnv):
 
     def observe(self, world: World) -> Tensor:
         """Pure: observations float32 [E, 14]."""
-        return self._observer(world, goal_colours(world, DIM, BRIGHT))
+        return self._observer.show(self._observer.rows(world, goal_colours(world, DIM, BRIGHT)))

@@ -15,7 +15,6 @@ from coterie.envs.particle.world import (
     contact_force,
     continuous_drive,
     discrete_drive,
-    distances,
     integrate,
 )
 
@@ -73,17 +72,19 @@ class SimpleSpread(ParticleEnv):
         force = contact_force(world.positions, REACH) + drive
         positions, velocities = integrate(world.positions, world.velocities, force)
         world = world._replace(positions=positions, velocities=velocities)
-        return world, self._observer(world), self._rewards(world)
+        rows = self._observer.rows(world)
+        return world, self._observer.show(rows), self._rewards(rows)
 
     def observe(self, world: World) -> Tensor:
         """Pure: observations float32 [E, 6 N N]."""
-        return self._observer(world)
+        return self._observer.show(self._observer.rows(world))
 
-    def _rewards(self, world: World) -> Tensor:
-        """Rewards float32 [E, A, 1]."""
-        _, to_landmarks = distances(world.positions, world.landmarks)  # [A, L, E]
-        _, apart = distances(world.positions, world.positions)  # [A, A, E]
-        shared = to_landmarks.amin(0).sum(0)
-        bumps = (apart < REACH).sum(0) - 1  # an agent always touches itself
+    def _rewards(self, rows: Tensor) -> Tensor:
+        """Rewards float32 [E, N, 1], of the offsets that the observations hold: N landmarks and N - 1 others."""
+        n = len(self.possible_agents)
+        offsets = rows.unflatten(0, (n, 6 * n))[:, 4 : 4 * n + 2].unflatten(1, (2 * n - 1, 2))
+        length = (offsets * offsets).sum(2).sqrt()  # [N, 2 N - 1, E]
+        shared = length[:, :n].amin(0).sum(0)
+        bumps = (length[:, n:] < REACH).sum(1)
         rewards = shared * (self.local_ratio - 1.0) - bumps * self.local_ratio
         return rewards.float().t().unsqueeze(-1).contiguous()

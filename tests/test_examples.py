@@ -1,0 +1,72 @@
+"""Every example runs, with a tiny budget, and every Python block of the README and the docs runs too."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+BUDGETS = {
+    "mappo_spread.py": ["--timesteps", "50", "--num-envs", "8", "--evaluation-episodes", "16"],
+    "ippo_pettingzoo.py": ["mpe2.simple_speaker_listener_v4", "--timesteps", "70", "--num-envs", "2", "--rollouts", "32"],
+    "mappo_vmas_navigation.py": ["--iterations", "1", "--num-envs", "4", "--epochs", "1"],
+    "skrl_style.py": ["--timesteps", "50"],
+}
+NEEDS = {"ippo_pettingzoo.py": "mpe2", "mappo_vmas_navigation.py": "vmas"}
+
+
+def test_every_example_has_a_budget() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(BUDGETS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", sorted(BUDGETS))
+def test_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location(f"example_{Path(name).stem}", EXAMPLES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = module.main(BUDGETS[name])
+    assert math.isfinite(result)
+    assert "return" in capsys.readouterr().out
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_the_main_example_ends_with_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("main_example", EXAMPLES / "mappo_spread.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([*BUDGETS["mappo_spread.py"], "--directory", str(tmp_path)])
+    curve, checkpoint, result = capsys.readouterr().out.strip().splitlines()[-3:]
+    assert Path(curve.removeprefix("learning curve: ")).read_bytes().startswith(b"\x89PNG")
+    assert Path(checkpoint.removeprefix("checkpoint: ")).exists()
+    number = r"-?\d+\.\d\d"
+    assert re.fullmatch(rf"final evaluation return: {number} \(sum over agents\) after 400 env steps in \d+ s", result)
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    blocks = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        if path.exists():
+            found = re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+            blocks += [(f"{path.relative_to(ROOT)}#{i}", block) for i, block in enumerate(found, 1)]
+    return blocks
+
+
+@pytest.mark.parametrize(("place", "block"), python_blocks(), ids=[place for place, _ in python_blocks()])
+def test_documented_code_runs(place: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shortened = re.sub(r'("timesteps": )[\d_]+', r"\g<1>64", block)
+    exec(compile(shortened, place, "exec"), {"__name__": "__documented__"})
