@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), default="mappo")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timesteps", type=int, default=25_000, help="steps of the vectorised environment")
+    parser.add_argument("--timesteps", type=int, default=24_000, help="steps of the vectorised environment")
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--evaluation-episodes", type=int, default=512)
     parser.add_argument("--directory", default="runs")
@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> float:
     agent_class, default_config = ALGORITHMS[args.algorithm]
     cfg = default_config.copy()
     cfg["rollouts"] = 25
-    cfg["learning_epochs"] = 5
+    cfg["learning_epochs"] = 10
     cfg["mini_batches"] = 4
-    cfg["learning_rate"] = 7e-4
+    cfg["learning_rate"] = 1e-3
     cfg["learning_rate_scheduler"] = torch.optim.lr_scheduler.LinearLR
     updates = max(args.timesteps // cfg["rollouts"], 1)
     cfg["learning_rate_scheduler_kwargs"] = {

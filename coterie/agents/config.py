@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,8 +32,15 @@ class Config(dict[str, Any]):
     """A dict whose :meth:`copy` is deep, so that editing the copy's nested dicts leaves the original alone."""
 
     def copy(self) -> Config:
-        """Return an independent copy, nested dicts included."""
-        return copy.deepcopy(self)
+        """Return an independent copy, nested dicts included; functions and other objects stay those that they are."""
+        return Config(_copy(self))
+
+
+def _copy(value: Any) -> Any:
+    """Copy containers all the way down, and nothing else: a method deep-copied would bring a copy of its object along."""
+    if isinstance(value, Mapping):
+        return {name: _copy(item) for name, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,7 @@ def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any] | None) -> Conf
         raise ConfigError(f"cfg: expected a dict or None, got {type(given).__name__}")
     given = {} if given is None else given
     _known(given, defaults, "")
-    config = Config(copy.deepcopy(dict(defaults)))
-    config.update(copy.deepcopy(dict(given)))
-    return config
+    return Config({**_copy(defaults), **_copy(given)})
 
 
 def resolve(
@@ -169,7 +173,7 @@ def resolve(
     if not isinstance(experiment, Mapping):
         raise ConfigError(f"experiment: expected a dict, got {experiment!r}")
     _known(experiment, EXPERIMENT_KEYS, "experiment.")
-    config["experiment"] = {**copy.deepcopy(defaults["experiment"]), **experiment}
+    config["experiment"] = {**_copy(defaults["experiment"]), **experiment}
     for name, key in EXPERIMENT_KEYS.items():
         _check(f"experiment.{name}", config["experiment"][name], key)
     by_agent: dict[str, dict[str, Any]] = {}

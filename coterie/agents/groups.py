@@ -2,7 +2,7 @@
 
 Two partitions of a team matter. A *parameter set* is what one optimizer trains: agents that share any model belong to
 one, an agent with models of its own is one by itself. A *group* is a set of agents with equal spaces, so that their data
-stack into ``[T, E, A, F]``. Parameter sets of one shape and architecture are trained together (a *learner*): their parameters
+stack into ``[T, E, A, F]``, and policies of one kind of distribution. Parameter sets of one shape and architecture are trained together (a *learner*): their parameters
 are rows of one tensor and each step of the update is taken for all of them at once.
 """
 
@@ -162,12 +162,13 @@ def _build(sets: list[list[TeamMember]], ids: Tensor) -> Learner:
     policies = [_unique([m.models["policy"] for m in team]) for team in sets]
     values = [_unique([m.models["value"] for m in team if "value" in m.models]) for team in sets]
     storage = FlatParameters([[*p, *v] for p, v in zip(policies, values, strict=True)])
-    by_spaces: dict[tuple[str, ...], list[tuple[int, TeamMember]]] = {}
+    alike: dict[Hashable, list[tuple[int, TeamMember]]] = {}
     for s, team in enumerate(sets):
         for member in team:
-            by_spaces.setdefault(member.spaces(), []).append((s, member))
+            key = member.spaces(), _distribution_kind(member.models["policy"])
+            alike.setdefault(key, []).append((s, member))
     groups = []
-    for entries in by_spaces.values():
+    for entries in alike.values():
         team = _together([member for _, member in entries]) if len(sets) == 1 else [member for _, member in entries]
         set_of = {member.name: s for s, member in entries}
         positions = ids[[member.index for member in team]]
@@ -184,6 +185,11 @@ def _build(sets: list[list[TeamMember]], ids: Tensor) -> Learner:
             )
         )
     return Learner(groups, storage, storage.width_of(policies[0]), len(sets), len(sets[0]))
+
+
+def _distribution_kind(policy: Model) -> Hashable:
+    """What policies must have in common for one distribution object to serve them all."""
+    return type(policy).make_distribution, repr(policy.settings())  # type: ignore[attr-defined, operator]
 
 
 def _together(team: list[TeamMember]) -> list[TeamMember]:

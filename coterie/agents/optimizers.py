@@ -52,12 +52,16 @@ class SetOptimizers:
         width = storage.data.shape[1]
         if width == 0:
             raise ValueError("every parameter is frozen: expected at least one to train (pass memories=None to act only)")
-        separate = isinstance(settings[0].learning_rate, (tuple, list))
+        pairs = [isinstance(setting.learning_rate, (tuple, list)) for setting in settings]
+        separate = any(pairs)
         if separate and not 0 < policy_width < width:
             raise ValueError(
                 "a (policy, value) pair of learning rates needs a value model that is not the policy itself"
             )
         self._parts = [slice(0, policy_width), slice(policy_width, width)] if separate else [slice(0, width)]
+        # sets with one rate, among sets with pairs, have one norm over both parts
+        joint = [separate and not pair for pair in pairs]
+        self._joint = torch.tensor(joint, device=storage.data.device).unsqueeze(1) if any(joint) else None
         self.optimizers = [self._adam(s, setting) for s, setting in enumerate(settings)]
         self.schedulers = [
             None if setting.scheduler is None else setting.scheduler(optimizer, **(setting.scheduler_kwargs or {}))
@@ -71,7 +75,7 @@ class SetOptimizers:
 
     def _adam(self, s: int, setting: OptimizerSettings) -> torch.optim.Adam:
         rate = setting.learning_rate
-        rates = [float(rate)] if isinstance(rate, (int, float)) else [float(r) for r in rate]
+        rates = [float(rate)] * len(self._parts) if isinstance(rate, (int, float)) else [float(r) for r in rate]
         groups = []
         for part, lr in zip(self._parts, rates, strict=True):
             row = nn.Parameter(self._storage.data[s, part])
@@ -119,14 +123,18 @@ class SetOptimizers:
     def step(self, loss: Tensor) -> Tensor:
         """Take one step of every active set down the gradient of ``loss``, the sum of the sets' losses.
 
-        :return: gradient norms before clipping ``[S, 1]`` (``[S, 2]``, policy and value, for a pair of learning rates)
+        :return: gradient norms before clipping ``[S, 1]`` (``[S, 2]``, policy and value, where any set has a pair of learning
+            rates)
         """
         grad = self._storage.grad
         grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         norms = torch.stack([torch.linalg.vector_norm(grad[:, part], dim=1) for part in self._parts], dim=1)
         if self._clips:
-            scale = (self._limits / (norms + 1e-6)).clamp_max(1.0)
+            clipped = norms
+            if self._joint is not None:
+                clipped = torch.where(self._joint, norms.norm(dim=1, keepdim=True), norms)
+            scale = (self._limits / (clipped + 1e-6)).clamp_max(1.0)
             for i, part in enumerate(self._parts):
                 grad[:, part].mul_(scale[:, i : i + 1])
         for batch in self._batches:

@@ -58,6 +58,18 @@ class _Weights:
     bootstraps: float | Tensor  # 1 where what lies beyond a truncation is valued, else 0
 
 
+def _refuse_absence(infos: Mapping[str, Any]) -> None:
+    """Refuse steps in which an agent is absent: this version would learn from what it did not see.
+
+    :raises NotImplementedError: naming the agent
+    """
+    for uid, alive in (infos.get("active_masks") or {}).items():
+        if not bool(alive.all()):
+            raise NotImplementedError(
+                f"agent {uid!r} left before the others: learning with agents that come and go is not supported in this version"
+            )
+
+
 def _flat(value: float | Tensor) -> float | Tensor:
     return value.squeeze(-1) if isinstance(value, Tensor) else value
 
@@ -265,6 +277,7 @@ class MultiAgentPPO(MultiAgent):
         )
         if not self._storage:
             return
+        _refuse_absence(infos)
         if self._shared is not None:
             self._shared.add_samples(shared_states=self._shared_state(infos, "shared_states"))
         for group in self.groups:

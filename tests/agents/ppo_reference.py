@@ -274,6 +274,10 @@ class ReferencePPO:
         self.kinds = dict(kinds)
         self.cfg = dict(cfg)
         self.centralised = centralised
+        #: smallest distance of a ratio or a value from where the loss has a kink
+        self.kink = math.inf
+        #: largest change of a parameter that an error of 3e-8 in its gradient, about float32's rounding, would have made
+        self.doubt = 0.0
         self.sets = [self._make_set(names) for names in self._partition()]
 
     def setting(self, key: str, uid: str) -> Any:
@@ -472,12 +476,16 @@ class ReferencePPO:
         ratio = log_ratio.exp()
         advantages = batch.advantages[rows]
         clip = self.setting("ratio_clip", uid)
+        self._near(((ratio - 1).abs() - clip).abs())
         policy_loss = -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
         values, old, targets = self.value(uid, batch.critic_states[rows]), batch.values[rows], batch.returns[rows]
         errors = (targets - values) ** 2
         if self.setting("clip_predicted_values", uid):
             clip = self.setting("value_clip", uid)
             clipped = old + (values - old).clamp(-clip, clip)
+            outside = (values - old).abs() > clip
+            self._near(((values - old).abs() - clip).abs())
+            self._near((targets - (values + clipped) / 2).abs()[outside])
             errors = torch.max(errors, (targets - clipped) ** 2)
         loss = policy_loss + self.setting("value_loss_scale", uid) * errors.mean()
         entropy_scale = self.setting("entropy_loss_scale", uid)
@@ -500,4 +508,21 @@ class ReferencePPO:
         elif bound > 0:
             torch.nn.utils.clip_grad_norm_([*owner.policy_parameters, *owner.value_parameters], bound)
         owner.optimizer.step()
+        self._weigh(owner.optimizer)
         return sum(divergences) / len(divergences)
+
+    # ---- how far rounding may carry ------------------------------------------------------------------------------------
+
+    def _near(self, distances: Tensor) -> None:
+        if distances.numel():
+            self.kink = min(self.kink, float(distances.detach().min()))
+
+    def _weigh(self, optimizer: torch.optim.Adam) -> None:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p in optimizer.state:
+                    state = optimizer.state[p]
+                    size = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt()
+                    moving = size[size > 0]
+                    if moving.numel():
+                        self.doubt = max(self.doubt, float((group["lr"] * 3e-8 / (moving + 1e-8)).max()))

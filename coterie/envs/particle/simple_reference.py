@@ -12,6 +12,7 @@ from coterie.envs.particle.rows import Observer, Rows
 from coterie.envs.particle.world import (
     MOVES,
     World,
+    colour_table,
     continuous_drive,
     discrete_drive,
     goal_colours,
@@ -58,6 +59,7 @@ class SimpleReference(ParticleEnv):
             pairs += [(row, rows.zero) for row in rows.mark(i) + rows.words(1 - i)]
         self._observer = Observer(pairs, self.device)
         # what each of the 50 choices does: it moves by its remainder, and says its quotient
+        self._colours = colour_table(DIM, BRIGHT, self.dtype, self.device)
         self._moves = MOVES.repeat(CHANNELS, 1).to(self.device, self.dtype)
         self._messages = torch.eye(CHANNELS, dtype=self.dtype, device=self.device).repeat_interleave(5, dim=0)
 
@@ -79,4 +81,4 @@ class SimpleReference(ParticleEnv):
 
     def observe(self, world: World) -> Tensor:
         """Pure: observations float32 [E, 42]."""
-        return self._observer.show(self._observer.rows(world, goal_colours(world, DIM, BRIGHT)))
+        return self._observer.show(self._observer.rows(world, goal_colours(world, self._colours)))

@@ -12,6 +12,7 @@ from coterie.envs.particle.rows import Observer, Rows
 from coterie.envs.particle.world import (
     MOVES,
     World,
+    colour_table,
     continuous_drive,
     discrete_drive,
     goal_colours,
@@ -48,6 +49,7 @@ class SimpleSpeakerListener(ParticleEnv):
             pairs += zip(rows.landmark(j), rows.position(0), strict=True)
         pairs += [(row, rows.zero) for row in rows.words(0)]
         self._observer = Observer(pairs, self.device)
+        self._colours = colour_table(DIM, BRIGHT, self.dtype, self.device)
         self._moves = MOVES.to(self.device, self.dtype)
         self._messages = torch.eye(3, dtype=self.dtype, device=self.device)
 
@@ -67,4 +69,4 @@ class SimpleSpeakerListener(ParticleEnv):
 
     def observe(self, world: World) -> Tensor:
         """Pure: observations float32 [E, 14]."""
-        return self._observer.show(self._observer.rows(world, goal_colours(world, DIM, BRIGHT)))
+        return self._observer.show(self._observer.rows(world, goal_colours(world, self._colours)))

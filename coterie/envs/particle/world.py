@@ -23,6 +23,7 @@ from torch.nn import functional
 __all__ = [
     "MOVES",
     "World",
+    "colour_table",
     "contact_force",
     "continuous_drive",
     "discrete_drive",
@@ -107,10 +108,14 @@ def goal_positions(world: World) -> Tensor:
     return world.landmarks.gather(1, world.goals.expand(2, -1, -1))
 
 
-def goal_colours(world: World, dim: float, bright: float) -> Tensor:
-    """Colour [3, G, E] of each of three landmarks' goals: ``bright`` in the component of its index, else ``dim``."""
-    components = torch.arange(3, device=world.goals.device)[:, None, None]
-    return (components == world.goals).to(world.positions.dtype) * (bright - dim) + dim
+def colour_table(dim: float, bright: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Colours [3, 3] of three landmarks: ``bright`` in the component of the landmark's index, ``dim`` in the others."""
+    return torch.full((3, 3), dim, dtype=dtype, device=device).fill_diagonal_(bright)
+
+
+def goal_colours(world: World, table: Tensor) -> Tensor:
+    """Colour [3, G, E] of the landmark of each goal, from its row in ``table`` [3, 3]."""
+    return functional.embedding(world.goals, table).permute(2, 0, 1)
 
 
 def restart(ended: Tensor, fresh: World, world: World) -> World:
