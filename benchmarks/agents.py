@@ -27,7 +27,13 @@ def library(agents: int) -> tuple[Callable[[], None], Callable[[], None]]:
     """One step of acting and recording, and one update."""
     source = RandomTeam(agents, ENVS)
     team = source.team(
-        "ippo", shared=False, hidden=HIDDEN, rollouts=STEPS, learning_epochs=EPOCHS, mini_batches=PARTS, learning_rate=3e-4
+        "ippo",
+        shared=False,
+        hidden=HIDDEN,
+        rollouts=STEPS,
+        learning_epochs=EPOCHS,
+        mini_batches=PARTS,
+        learning_rate=3e-4,
     )
     source.fill(team, STEPS)
     return (lambda: source.fill(team, 1)), (lambda: team._update(0, 1))
@@ -67,7 +73,8 @@ def main() -> None:
         "one update": interleaved(updates, repeats),
         "one update, a loop by hand": interleaved(loops, repeats),
     }
-    print(f"| distinct parameters | {' | '.join(f'{n} agents, ms' for n in args.agents)} | {args.agents[-1]} against {args.agents[0]} |")
+    titles = " | ".join(f"{n} agents, ms" for n in args.agents)
+    print(f"| distinct parameters | {titles} | {args.agents[-1]} against {args.agents[0]} |")
     print("|---|" + "---|" * (len(args.agents) + 1))
     for name, times in rows.items():
         scale = 1e3 / 50 if name.startswith("one step") else 1e3

@@ -90,7 +90,10 @@ def main() -> None:
             pairs = [(ours(our_steps), theirs(their_steps)) for _ in range(rounds)]
             fast, slow = (statistics.median(column) for column in zip(*pairs, strict=True))
             ratio = statistics.median(a / b for a, b in pairs)
-            print(f"| {task} | {num_envs} | {fast:,.0f} | {1000 * num_envs / fast:.3f} | {slow:,.0f} | {ratio:.1f} |", flush=True)
+            print(
+                f"| {task} | {num_envs} | {fast:,.0f} | {1000 * num_envs / fast:.3f} | {slow:,.0f} | {ratio:.1f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def mpe2_spread(algorithm: str, num_envs: int, steps: int) -> float:
     """mpe2's simple_spread with the settings of ``peers/skrl_spread.py``: distinct models, 100-step rollouts."""
     from mpe2 import simple_spread_v3
 
-    env = wrap_env(lambda: simple_spread_v3.parallel_env(), num_envs=num_envs, seed=0)
+    env = wrap_env(simple_spread_v3.parallel_env, num_envs=num_envs, seed=0)
     return train(
         env,
         algorithm,
@@ -155,20 +155,26 @@ def main() -> None:
         print(MEASURES[name](*(int(x) if x.isdigit() else x for x in rest)))
         return
     repeats = 1 if args.quick else args.repeats
-    skrl = args.peers and (lambda algorithm: peer(args.peers, "skrl_spread.py", "--algorithm", algorithm, "--steps", "3000"))
+    skrl = args.peers and (
+        lambda algorithm: peer(args.peers, "skrl_spread.py", "--algorithm", algorithm, "--steps", "3000")
+    )
     torchrl = args.peers and (lambda algorithm: peer(args.peers, "torchrl_navigation.py", "--algorithm", algorithm))
     print("| task | env steps/s, median (range) | peer, median (range) | ratio |")
     print("|---|---|---|---|")
     for algorithm in ("mappo", "ippo"):
         rival = (lambda a=algorithm: skrl(a)) if skrl else None
         for envs, steps in ((1, 3000), (8, 800)):
-            title = f"mpe2 simple_spread, {algorithm}, distinct 2x64, {envs} env{'s' * (envs > 1)} against skrl with one"
+            title = (
+                f"mpe2 simple_spread, {algorithm}, distinct 2x64, {envs} env{'s' * (envs > 1)} against skrl with one"
+            )
             compare(title, lambda a=algorithm, e=envs, s=steps: measure("mpe2", a, e, s), rival, repeats)
     for algorithm in ("mappo", "ippo"):
         rival = (lambda a=algorithm: torchrl(a)) if torchrl else None
         title = f"VMAS navigation, {algorithm}, tutorial settings, against TorchRL"
         compare(title, lambda a=algorithm: measure("navigation", a, 3), rival, repeats)
-    compare("built-in simple_spread, IPPO, 256 envs x 128 steps", lambda: measure("built-in", 256, 128, 5), None, repeats)
+    compare(
+        "built-in simple_spread, IPPO, 256 envs x 128 steps", lambda: measure("built-in", 256, 128, 5), None, repeats
+    )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ class KLAdaptiveLR:
     """Keep the KL divergence of each epoch near a target by changing the learning rate.
 
     Above ``kl_threshold * kl_factor`` the rate is divided by ``lr_factor``, below ``kl_threshold / kl_factor`` it is
-    multiplied by it, within ``[min_lr, max_lr]`` (Schulman et al. 2017, arXiv 1707.06347, section 4, for the rate rather than the
-    penalty; Rudin et al. 2022, arXiv 2109.11978).
+    multiplied by it, within ``[min_lr, max_lr]`` (Schulman et al. 2017, arXiv 1707.06347, section 4, for the rate rather than
+    the penalty; Rudin et al. 2022, arXiv 2109.11978).
 
     :param optimizer: the optimizer whose ``param_groups`` are changed
     :param kl_threshold: target KL divergence

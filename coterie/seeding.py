@@ -27,7 +27,7 @@ def set_seed(seed: int | None = None, deterministic: bool = False) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed: expected an integer from 0 to 2**32 - 1, got {seed!r}")
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (environments may use the legacy generator)
     torch.manual_seed(seed)
     if deterministic:
         torch.use_deterministic_algorithms(True)

@@ -14,9 +14,9 @@ TABLES = {
 }
 HEAD = """# Configuration
 
-Copy a default (`cfg = MAPPO_DEFAULT_CONFIG.copy()`; the copy is deep), edit it, and pass it to the agent; a dict with only what
-differs will do, too. Any value of an agent's configuration but `rollouts` and `experiment` may be a dict by agent, which must name
-exactly the agents. Unknown keys, wrong types and values out of range are errors at construction.
+Copy a default (`cfg = MAPPO_DEFAULT_CONFIG.copy()`; the copy is deep), edit it, and pass it to the agent; a dict with only
+what differs will do, too. Any value of an agent's configuration but `rollouts` and `experiment` may be a dict by agent, which
+must name exactly the agents. Unknown keys, wrong types and values out of range are errors at construction.
 """
 
 

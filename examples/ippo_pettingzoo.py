@@ -79,13 +79,13 @@ def main(arguments: list[str] | None = None) -> float:
         device=env.device,
         cfg=cfg,
     )
-    trainer = SequentialTrainer(
-        env, agent, cfg={"timesteps": args.timesteps, "headless": True}, eval_env=eval_env
-    )
+    trainer = SequentialTrainer(env, agent, cfg={"timesteps": args.timesteps, "headless": True}, eval_env=eval_env)
     trainer.train()
     results = trainer.eval(episodes=args.evaluation_episodes)
     print(f"recorded in {agent.experiment_dir}")
-    print(f"evaluation return: {results['mean']:.2f} +- {results['std']:.2f} (sum over agents), by agent {results['agents']}")
+    print(
+        f"evaluation return: {results['mean']:.2f} +- {results['std']:.2f} (sum over agents), by agent {results['agents']}"
+    )
     return results["mean"]
 
 

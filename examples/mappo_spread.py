@@ -106,15 +106,18 @@ def main(arguments: list[str] | None = None) -> float:
 
 def plot(directory: Path) -> Path:
     """Draw the returns in ``metrics.csv`` over environment steps."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
 
     with (directory / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for column, label in (("return", "training episodes (sampled)"), ("evaluation_return", "evaluation (most probable)")):
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for column, label in (
+        ("return", "training episodes (sampled)"),
+        ("evaluation_return", "evaluation (most probable)"),
+    ):
         points = [(int(row["timestep"]), float(row[column])) for row in rows if row[column]]
         axes.plot(*zip(*points, strict=True), label=label, marker="." if column != "return" else None)
     axes.set_xlabel("steps of the vectorised environment")
@@ -124,7 +127,7 @@ def plot(directory: Path) -> Path:
     axes.legend()
     path = directory / "learning_curve.png"
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plt.close(figure)
     return path
 
 

@@ -71,7 +71,9 @@ def main(arguments: list[str] | None = None) -> float:
 
     agent = agent_class(
         possible_agents=env.possible_agents,
-        models=build_models(env, args.algorithm, shared=True, hidden=(256, 256), agent_id=False, state_dependent_std=True),
+        models=build_models(
+            env, args.algorithm, shared=True, hidden=(256, 256), agent_id=False, state_dependent_std=True
+        ),
         memories={uid: RandomMemory(STEPS, env.num_envs, env.device) for uid in env.possible_agents},
         observation_spaces=env.observation_spaces,
         action_spaces=env.action_spaces,

@@ -40,7 +40,9 @@ class Critic(DeterministicMixin, Model):
     def __init__(self, observation_space: Any, action_space: Any, device: Any) -> None:
         Model.__init__(self, observation_space, action_space, device)
         DeterministicMixin.__init__(self, clip_actions=False)
-        self.net = nn.Sequential(nn.Linear(self.num_observations, 64), nn.ELU(), nn.Linear(64, 64), nn.ELU(), nn.Linear(64, 1))
+        self.net = nn.Sequential(
+            nn.Linear(self.num_observations, 64), nn.ELU(), nn.Linear(64, 64), nn.ELU(), nn.Linear(64, 1)
+        )
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Tensor, dict[str, Any]]:
         return self.net(inputs["states"]), {}
@@ -82,7 +84,9 @@ def main(arguments: list[str] | None = None) -> float:
             "policy": Policy(env.observation_space(uid), env.action_space(uid), env.device, clip_actions=True),
             "value": Critic(env.state_space(uid), env.action_space(uid), env.device),
         }
-    memories = {uid: RandomMemory(memory_size=25, num_envs=env.num_envs, device=env.device) for uid in env.possible_agents}
+    memories = {
+        uid: RandomMemory(memory_size=25, num_envs=env.num_envs, device=env.device) for uid in env.possible_agents
+    }
 
     cfg = MAPPO_DEFAULT_CONFIG.copy()
     cfg["rollouts"] = 25

@@ -14,7 +14,15 @@ EXAMPLES = ROOT / "examples"
 
 BUDGETS = {
     "mappo_spread.py": ["--timesteps", "50", "--num-envs", "8", "--evaluation-episodes", "16"],
-    "ippo_pettingzoo.py": ["mpe2.simple_speaker_listener_v4", "--timesteps", "70", "--num-envs", "2", "--rollouts", "32"],
+    "ippo_pettingzoo.py": [
+        "mpe2.simple_speaker_listener_v4",
+        "--timesteps",
+        "70",
+        "--num-envs",
+        "2",
+        "--rollouts",
+        "32",
+    ],
     "mappo_vmas_navigation.py": ["--iterations", "1", "--num-envs", "4", "--epochs", "1"],
     "skrl_style.py": ["--timesteps", "50"],
 }
@@ -27,7 +35,9 @@ def test_every_example_has_a_budget() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", sorted(BUDGETS))
-def test_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ RENAMED = {
     "skrl.utils": "coterie",
 }
 
-SCRIPT = '''
+SCRIPT = """
 import torch
 import torch.nn as nn
 from mpe2 import simple_spread_v3
@@ -119,7 +119,7 @@ agent = MAPPO(possible_agents=env.possible_agents,
 trainer = SequentialTrainer(cfg={"timesteps": 80, "headless": True}, env=env, agents=agent)
 trainer.train()
 results = trainer.eval()
-'''
+"""
 
 
 def renamed(script: str) -> str:

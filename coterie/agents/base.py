@@ -14,6 +14,7 @@ tensors with an agent dimension: T time, E environment, A agent, F feature, B ba
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -165,7 +166,7 @@ class MultiAgent(ABC):
             ):
                 if mine != flat_size(theirs):
                     raise ValueError(
-                        f"the policy of {uid!r} was built for {mine} {what}, the agent's space has {flat_size(theirs)}: {theirs}"
+                        f"the policy of {uid!r} was built for {mine} {what}, its agent has {flat_size(theirs)}: {theirs}"
                     )
 
     def _partition(self) -> list[Learner]:
@@ -200,7 +201,8 @@ class MultiAgent(ABC):
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         """Prepare for training: open the experiment's directory and its files. A trainer calls it before the first step.
 
-        :param trainer_cfg: the trainer's configuration, whose ``"timesteps"`` decide the intervals that are ``"auto"``
+        :param trainer_cfg: the trainer's configuration, whose ``"timesteps"`` decide the intervals that are ``"auto"``;
+            without them, nothing is written at these
 
         :raises OSError: the experiment's directory cannot be written
         """
@@ -209,7 +211,9 @@ class MultiAgent(ABC):
 
         def interval(name: str, parts: int) -> int:
             value = experiment[name]
-            return max(timesteps // parts, 1) if value == "auto" else int(value)
+            if value != "auto":
+                return int(value)
+            return max(timesteps // parts, 1) if timesteps else 0
 
         self._write_interval = interval("write_interval", 100)
         self._checkpoint_interval = interval("checkpoint_interval", 10)
@@ -224,13 +228,13 @@ class MultiAgent(ABC):
 
     def _start_wandb(self, kwargs: Mapping[str, Any]) -> None:
         try:
-            import wandb
+            import wandb  # noqa: PLC0415 (optional)
         except ImportError as error:
             raise ImportError("cfg['experiment']['wandb'] is True: install wandb, or set it to False") from error
         options = {"name": self.experiment_dir.name, "sync_tensorboard": True, "config": {"cfg": repr(self.cfg)}}
         wandb.init(**{**options, **kwargs})
 
-    def pre_interaction(self, timestep: int, timesteps: int) -> None:
+    def pre_interaction(self, timestep: int, timesteps: int) -> None:  # noqa: B027 (few algorithms need it)
         """Called before each step's actions are chosen."""
 
     @abstractmethod
@@ -259,8 +263,8 @@ class MultiAgent(ABC):
     ) -> None:
         """Take in one step of all environments, in the terms of the environment contract; the base counts episodes.
 
-        ``infos["shared_states"]`` and ``infos["shared_next_states"]`` are the shared states ``[E, F]`` that go with ``states`` and
-        ``next_states`` (a trainer adds them).
+        ``infos["shared_states"]`` and ``infos["shared_next_states"]`` (a trainer adds them) are the shared states ``[E, F]``
+        that go with ``states`` and ``next_states``.
         """
         earned = self._stack("rewards", rewards, self.possible_agents)
         ended = (
@@ -361,15 +365,16 @@ class MultiAgent(ABC):
         self._tracker.write(timestep)
 
     def write_checkpoint(self, timestep: int, timesteps: int) -> None:
-        """Write ``checkpoints/agent_<timestep>.pt`` (with ``store_separately`` a file per model instead)."""
+        """Write ``checkpoints/agent_<timestep>.pt`` (with ``store_separately`` a file per model, for ``model.load``)."""
         directory = self.experiment_dir / "checkpoints"
         if not self.cfg["experiment"]["store_separately"]:
             self.save(directory / f"agent_{timestep}.pt")
             return
         for uid, roles in self.models.items():
             for role, model in roles.items():
-                contents = {"format": 1, "state": model.state_dict()}
-                write_checkpoint(directory / f"{uid}_{role}_{timestep}.pt", contents)
+                # copied, since a view would bring along all of the storage that the team's models share
+                state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                write_checkpoint(directory / f"{uid}_{role}_{timestep}.pt", state)
 
     def record_evaluation(self, results: Mapping[str, Any], timestep: int, timesteps: int) -> None:
         """Track an evaluation's results and keep the best agent so far as ``checkpoints/best_agent.pt``.
@@ -436,17 +441,19 @@ class MultiAgent(ABC):
         :raises CheckpointError: the file is damaged or holds another team's agents; the message lists every difference
         """
         contents = read_checkpoint(path, self.device)
-        if contents.get("agents") != self.possible_agents:
+        if not {"agents", "modules", "optimizers", "state"} <= set(contents):
+            raise CheckpointError(f"{os.fspath(path)!r} is not a checkpoint of a team of agents")
+        if contents["agents"] != self.possible_agents:
             raise CheckpointError(
-                f"{os.fspath(path)!r} holds the agents {contents.get('agents')}, this is {self.possible_agents}"
+                f"{os.fspath(path)!r} holds the agents {contents['agents']}, this is {self.possible_agents}"
             )
         modules = self.checkpoint_modules()
         problems = check_states("module", modules, contents["modules"])
         learners = {learner.names[0]: learner for learner in self.learners if learner.optimizers}
         for name, learner in learners.items():
             states = contents["optimizers"].get(name)
-            if states is not None and len(states) != learner.num_sets:
-                problems.append(f"optimizers of {name!r}: expected {learner.num_sets} sets, the file has {len(states)}")
+            if states is not None and learner.optimizers is not None:
+                problems += [f"optimizers of {name!r}, {problem}" for problem in learner.optimizers.misfits(states)]
         if problems:
             raise CheckpointError(f"{os.fspath(path)!r} does not fit this agent: " + "; ".join(problems))
         for name, module in modules.items():
@@ -492,7 +499,7 @@ def check_finite(what: str, tensor: Tensor, names: Sequence[str]) -> None:
     :raises ValueError: naming agent, row, element and value
     """
     # a finite sum vouches for all its terms; an infinite one may be an overflow of large finite numbers
-    if not tensor.dtype.is_floating_point or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()):
+    if not tensor.dtype.is_floating_point or math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all()):
         return
     row, agent, element = (int(i) for i in (~tensor.isfinite()).nonzero()[0])
     raise ValueError(

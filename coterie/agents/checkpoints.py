@@ -28,7 +28,7 @@ def write_checkpoint(path: str | os.PathLike[str], contents: Mapping[str, Any]) 
             torch.save(dict(contents), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # noqa: PTH105 (as the rest of the os calls here)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

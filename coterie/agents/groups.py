@@ -2,14 +2,16 @@
 
 Two partitions of a team matter. A *parameter set* is what one optimizer trains: agents that share any model belong to
 one, an agent with models of its own is one by itself. A *group* is a set of agents with equal spaces, so that their data
-stack into ``[T, E, A, F]``, and policies of one kind of distribution. Parameter sets of one shape and architecture are trained together (a *learner*): their parameters
-are rows of one tensor and each step of the update is taken for all of them at once.
+stack into ``[T, E, A, F]``, and with policies of one kind of distribution. Parameter sets of one shape and architecture are
+trained together (a *learner*): their parameters are rows of one tensor and each step of the update is taken for all of them
+at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import gymnasium
 import torch
@@ -20,6 +22,7 @@ from coterie.agents.optimizers import SetOptimizers
 from coterie.models.base import Model
 from coterie.models.batch import ModelBatch, same_architecture
 from coterie.models.flat_parameters import FlatParameters
+from coterie.spaces import action_width, flat_size
 
 __all__ = ["Group", "Learner", "TeamMember", "build_learners"]
 
@@ -63,10 +66,20 @@ class Group:
     state_preprocessor: SetPreprocessor | None = None
     shared_state_preprocessor: SetPreprocessor | None = None
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of agents A."""
         return len(self.names)
+
+    @cached_property
+    def observation_width(self) -> int:
+        """Number of elements F of an observation."""
+        return flat_size(self.observation_space)
+
+    @cached_property
+    def action_width(self) -> int:
+        """Number of elements of an action as it is stored."""
+        return action_width(self.action_space)
 
 
 @dataclass
@@ -101,10 +114,7 @@ def build_learners(members: Sequence[TeamMember], device: torch.device) -> list[
     :raises ValueError: agents that share a model differ in settings that belong to the parameters
     """
     ids = torch.eye(len(members), device=device)
-    learners = []
-    for sets in _alike_sets(_parameter_sets(members)):
-        learners.append(_build(sets, ids))
-    return learners
+    return [_build(sets, ids) for sets in _alike_sets(_parameter_sets(members))]
 
 
 def _parameter_sets(members: Sequence[TeamMember]) -> list[list[TeamMember]]:
@@ -124,8 +134,7 @@ def _parameter_sets(members: Sequence[TeamMember]) -> list[list[TeamMember]]:
                     f"agents {first.name!r} and {member.name!r} share a model but not the settings of its training: "
                     f"{(first.own, first.common)} against {(member.own, member.common)}; give them equal values"
                 )
-    ordered = sorted((sorted(t, key=lambda m: m.index) for _, t in sets), key=lambda t: t[0].index)
-    return ordered
+    return sorted((sorted(t, key=lambda m: m.index) for _, t in sets), key=lambda t: t[0].index)
 
 
 def _unique(sequence: Sequence[Model]) -> list[Model]:

@@ -34,7 +34,7 @@ class SetPreprocessor:
         sets, batch, agents = len(self.members), x.shape[0], x.shape[1]
         if sets == 1:
             flat = x.reshape(1, batch * agents, -1)
-            return self._stacked(flat, train=train, inverse=inverse).view(batch, agents, -1)  # type: ignore[no-any-return]
+            return self._stacked(flat, train=train, inverse=inverse).view(batch, agents, -1)
         share = agents // sets if agents > 1 else 1
         rows = x.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
         y: Tensor = self._stacked(rows, train=train, inverse=inverse)

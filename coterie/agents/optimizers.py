@@ -51,7 +51,9 @@ class SetOptimizers:
         self._settings = list(settings)
         width = storage.data.shape[1]
         if width == 0:
-            raise ValueError("every parameter is frozen: expected at least one to train (pass memories=None to act only)")
+            raise ValueError(
+                "every parameter is frozen: expected at least one to train (pass memories=None to act only)"
+            )
         pairs = [isinstance(setting.learning_rate, (tuple, list)) for setting in settings]
         separate = any(pairs)
         if separate and not 0 < policy_width < width:
@@ -128,7 +130,7 @@ class SetOptimizers:
         """
         grad = self._storage.grad
         grad.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norms = torch.stack([torch.linalg.vector_norm(grad[:, part], dim=1) for part in self._parts], dim=1)
         if self._clips:
             clipped = norms
@@ -173,6 +175,22 @@ class SetOptimizers:
             for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True)
         ]
 
+    def misfits(self, states: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Why :meth:`load_state_dict` could not take ``states``; nothing where it can."""
+        if len(states) != len(self.optimizers):
+            return [f"expected {len(self.optimizers)} sets, the file has {len(states)}"]
+        problems = []
+        for s, (mine, theirs) in enumerate(zip(self.state_dict(), states, strict=True)):
+            expected, got = (len(state["optimizer"]["param_groups"]) for state in (mine, theirs))
+            if expected != got:
+                problems.append(f"set {s}: expected {expected} learning rates, the file has {got}")
+            known, given = (state["scheduler"] for state in (mine, theirs))
+            if None not in (known, given) and set(known) != set(given):
+                problems.append(
+                    f"set {s}: expected a scheduler with {sorted(known)}, the file has one with {sorted(given)}"
+                )
+        return problems
+
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take what :meth:`state_dict` returned."""
         for state, optimizer, scheduler in zip(states, self.optimizers, self.schedulers, strict=True):
@@ -202,11 +220,11 @@ class _AdamBatch:
             "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay,
             "amsgrad": False, "maximize": False, "fused": True,
         }  # fmt: skip
-        self._lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+        self._rows: list[list[Tensor]] = [[], [], [], [], []]
 
     def add(self, row: Tensor, state: Mapping[str, Tensor]) -> None:
         assert row.grad is not None
-        params, grads, exp_avgs, exp_avg_sqs, _, steps = self._lists
+        params, grads, exp_avgs, exp_avg_sqs, steps = self._rows
         params.append(row)
         grads.append(row.grad)
         exp_avgs.append(state["exp_avg"])
@@ -215,4 +233,5 @@ class _AdamBatch:
 
     @torch.no_grad()
     def step(self) -> None:
-        adam(*self._lists, **self._kwargs)
+        params, grads, exp_avgs, exp_avg_sqs, steps = self._rows
+        adam(params, grads, exp_avgs, exp_avg_sqs, [], steps, **self._kwargs)

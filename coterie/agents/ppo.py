@@ -39,7 +39,7 @@ from coterie.agents.rollout import Batch, Rollout
 from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.distributions import Distribution
-from coterie.spaces import action_width, flat_size
+from coterie.spaces import flat_size
 
 __all__ = ["MultiAgentPPO"]
 
@@ -199,10 +199,10 @@ class MultiAgentPPO(MultiAgent):
     def _loss_weights(self, group: Group) -> _Weights:
         clip = self.config_values(group, "value_clip")
         clips = self.config_values(group, "clip_predicted_values")
-        if not isinstance(clips, Tensor):
-            clip = clip if clips else math.inf
-        else:
+        if isinstance(clips, Tensor):
             clip = torch.where(clips.bool(), clip, math.inf)
+        elif not clips:
+            clip = math.inf
         return _Weights(
             ratio_clip=self.config_values(group, "ratio_clip"),
             value_clip=clip,
@@ -234,7 +234,7 @@ class MultiAgentPPO(MultiAgent):
 
     def _log_prob_width(self, group: Group) -> int:
         """1, or the number of action dimensions for policies that don't reduce over them."""
-        zeros = torch.zeros(1, group.size, flat_size(group.observation_space), device=self.device)
+        zeros = torch.zeros(1, group.size, group.observation_width, device=self.device)
         with torch.no_grad():
             distribution = self._distribution(group, zeros)
             return distribution.log_prob(distribution.mode()).shape[-1]
@@ -245,7 +245,7 @@ class MultiAgentPPO(MultiAgent):
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
         actions, log_prob, distributions = {}, {}, {}
         for group in self.groups:
-            observed = self._stack("states", states, group.names, flat_size(group.observation_space))
+            observed = self._stack("states", states, group.names, group.observation_width)
             self._check_finite("states", observed, group.names)
             distribution = self._distribution(group, self._normalise(group, observed))
             if timestep < self.agent_cfg["random_timesteps"][group.names[0]]:
@@ -278,10 +278,11 @@ class MultiAgentPPO(MultiAgent):
         if not self._storage:
             return
         _refuse_absence(infos)
-        if self._shared is not None:
-            self._shared.add_samples(shared_states=self._shared_state(infos, "shared_states"))
+        shared = self._shared_state(infos, "shared_states")
+        if self._shared is not None and shared is not None:
+            self._shared.add_samples(shared_states=shared)
         for group in self.groups:
-            observed = self._stack("states", states, group.names, flat_size(group.observation_space))
+            observed = self._stack("states", states, group.names, group.observation_width)
             latent, log_prob = self._latent(group, observed, actions)
             earned = self._stack("rewards", rewards, group.names)
             self._check_finite("rewards", earned, group.names)
@@ -306,7 +307,7 @@ class MultiAgentPPO(MultiAgent):
         :param cut: bool ``[E, A, 1]``, truncated and not terminated
         """
         row = self._recorded % self.rollouts
-        width = flat_size(group.observation_space)
+        width = group.observation_width
         if row + 1 == self.rollouts:
             following = self._stack("next_states", next_states, group.names, width)
             shared = self._shared_state(infos, "shared_next_states")
@@ -348,7 +349,7 @@ class MultiAgentPPO(MultiAgent):
 
     def _latent(self, group: Group, observed: Tensor, actions: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Latent actions and their log-probability: as drawn by ``act``, or worked out for actions from elsewhere."""
-        taken = self._stack("actions", actions, group.names, action_width(group.action_space))
+        taken = self._stack("actions", actions, group.names, group.action_width)
         pending = self._pending.pop(group.names, None)
         if pending is not None and (taken is pending[0] or torch.equal(taken, pending[0])):
             return pending[1], pending[2]
@@ -387,7 +388,7 @@ class MultiAgentPPO(MultiAgent):
         with self._precision(group):
             tensors = group.policy(states)
         template = group.policy.models[0]
-        return template.make_distribution([tensor.float() for tensor in tensors])  # type: ignore[no-any-return, operator]
+        return template.make_distribution([tensor.float() for tensor in tensors])  # type: ignore[operator]
 
     def _predict(self, group: Group, critic_states: Tensor) -> Tensor:
         """The critics' predictions ``[B, A or 1, 1]`` for normalised inputs, in float32."""
@@ -453,8 +454,8 @@ class MultiAgentPPO(MultiAgent):
         """Advantages and returns of the learner's groups, and what else its epochs read."""
         prepared = [(group, *self._targets(learner, group)) for group in learner.groups]
         if learner.value_preprocessor is not None:  # learns from returns only, and before they are normalised
-            returns = [self._storage[group.names].rows("returns") for group in learner.groups]
-            learner.value_preprocessor(torch.cat(returns, dim=1), train=True)
+            all_returns = [self._storage[group.names].rows("returns") for group in learner.groups]
+            learner.value_preprocessor(torch.cat(all_returns, dim=1), train=True)
         batches = []
         for group, critic, predicted in prepared:
             rollout = self._storage[group.names]
@@ -510,7 +511,7 @@ class MultiAgentPPO(MultiAgent):
         return values if learner.value_preprocessor is None else learner.value_preprocessor(values, inverse=True)
 
     def _learn_states(self, learner: Learner) -> None:
-        """Let the observations' normalisers learn once the last epoch is over: until then they stay as they were when acting."""
+        """Let observations' normalisers learn once the last epoch is over: until then they stay as they were when acting."""
         for group in learner.groups:
             if group.state_preprocessor is not None:
                 group.state_preprocessor(self._storage[group.names].rows("states"), train=True)

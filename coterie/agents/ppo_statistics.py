@@ -51,7 +51,9 @@ class UpdateStatistics:
     ) -> None:
         """Add a minibatch: losses and entropy ``[A]``, log-ratios ``[B, A, 1]``, clipping ranges ``[A, 1]`` or one for all."""
         change = log_ratio.expm1()
-        kl = (change - log_ratio).mean(dim=(0, 2))  # as functional.kl_estimate: the clip fraction needs its first term, too
+        kl = (change - log_ratio).mean(
+            dim=(0, 2)
+        )  # as functional.kl_estimate: the clip fraction needs its first term, too
         clipped = (change.abs() > ratio_clip).float().mean(dim=(0, 2))
         self._sums[group.names] += torch.stack([policy_loss, value_loss, entropy, kl, clipped])
         if std is not None:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from coterie.agents.groups import Group
 from coterie.memories.base import Memory
-from coterie.spaces import action_width, flat_size
 
 __all__ = ["Batch", "Rollout"]
 
@@ -51,8 +50,8 @@ class Rollout:
         self.memory = Memory(rows, num_envs, device)
         agents = group.size
         actions = torch.float32 if isinstance(group.action_space, gymnasium.spaces.Box) else torch.int64
-        self.memory.create_tensor("states", (agents, flat_size(group.observation_space)))
-        self.memory.create_tensor("actions", (agents, action_width(group.action_space)), actions)
+        self.memory.create_tensor("states", (agents, group.observation_width))
+        self.memory.create_tensor("actions", (agents, group.action_width), actions)
         self.memory.create_tensor("log_prob", (agents, log_prob_width))
         for name in ("terminated", "truncated"):
             self.memory.create_tensor(name, (agents, 1), torch.bool)

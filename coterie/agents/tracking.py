@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import datetime
+import datetime as dt
 import os
 import tempfile
 from collections import defaultdict
@@ -27,7 +27,7 @@ CSV_COLUMNS = {
 
 def experiment_directory(settings: Mapping[str, Any], name: str) -> Path:
     """``directory/experiment_name`` of an ``experiment`` configuration; the name defaults to the date, time and ``name``."""
-    stamp = datetime.datetime.now().strftime("%y-%m-%d_%H-%M-%S-%f")
+    stamp = dt.datetime.now().strftime("%y-%m-%d_%H-%M-%S-%f")
     return Path(settings["directory"] or "runs") / (settings["experiment_name"] or f"{stamp}_{name}")
 
 
@@ -60,9 +60,9 @@ class Tracker:
         self._writer: Any = None
         self._csv = None if directory is None else directory / "metrics.csv"
         if directory is not None:
-            from torch.utils.tensorboard import SummaryWriter  # imported late: it takes a second
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (it takes a second)
 
-            self._writer = SummaryWriter(log_dir=os.fspath(directory))  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(log_dir=os.fspath(directory))
 
     @property
     def enabled(self) -> bool:

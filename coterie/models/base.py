@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -39,7 +39,7 @@ class Model(nn.Module):
     """
 
     #: True where ``compute`` reads ``inputs["agent_id"]``, a one-hot ``[B, agents of the team]``
-    uses_agent_id: ClassVar[bool] | bool = False
+    uses_agent_id: bool = False
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ def same_architecture(models: Sequence[Model]) -> bool:
     """Whether models have one class, one set of parameter shapes and, for policies, one set of distribution settings."""
 
     def describe(model: Model) -> tuple[Any, ...]:
-        settings = getattr(model, "settings", tuple)()
+        settings: tuple[Any, ...] = getattr(model, "settings", tuple)()
         space = str(model.observation_space), str(model.action_space)
         parameters = [(name, p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()]
         return type(model), settings, space, bool(model.uses_agent_id), parameters
@@ -104,7 +104,7 @@ class ModelBatch:
                 zeros = torch.zeros(len(self.unique), 2, first.num_observations, device=first.device)
                 ids = self._agent_ids[:: self._share].unsqueeze(1).expand(-1, 2, -1)
                 self._run_vmap({"states": zeros, "agent_id": ids})
-        except Exception:  # control flow on values, in-place writes and whatever else vmap refuses in user code
+        except Exception:  # noqa: BLE001 (control flow on values, in-place writes and whatever else vmap refuses in user code)
             self._leaves = {}
             return False
         return True
@@ -174,7 +174,7 @@ class ModelBatch:
 
         ids = inputs.get("agent_id")
         run = torch.func.vmap(compute, in_dims=(0, 0, None if ids is None else 0), randomness="different")
-        return run(self._leaves, inputs["states"], ids)  # type: ignore[no-any-return]
+        return run(self._leaves, inputs["states"], ids)
 
     def _from_models(self, tensor: Tensor, batch: int) -> Tensor:
         """``[K, B*m or 1, n]`` to ``[B or 1, A, n]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -86,7 +87,7 @@ class FlatParameters:
         _spend_layout_warning()
         offsets = [self._offsets[id(p)] for p in parameters]
         step = offsets[1] - offsets[0] if len(offsets) > 1 else 0
-        if any(b - a != step for a, b in zip(offsets, offsets[1:], strict=False)) or (len(offsets) > 1 and step <= 0):
+        if any(b - a != step for a, b in itertools.pairwise(offsets)) or (len(offsets) > 1 and step <= 0):
             return None
         shape = parameters[0].shape
         strides = torch.empty(shape, device="meta").stride()

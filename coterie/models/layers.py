@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 __all__ = ["Tanh", "stacked_linear", "tanh"]
 
+#: number of elements from which these layers' gains exceed the cost of a call into Python's autograd
+WORTHWHILE = 2**14
+
 
 def _sigmoid_tanh(x: Tensor) -> Tensor:
     """``tanh(x) = 2 sigmoid(2x) - 1``, in one allocation."""
@@ -27,7 +30,7 @@ class _SigmoidTanh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(grads[0], y)  # type: ignore[no-any-return]
+        return torch.ops.aten.tanh_backward(grads[0], y)
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -35,11 +38,11 @@ def tanh(x: Tensor) -> Tensor:
 
     PyTorch's vectorised sigmoid is six times as fast as its tanh there. Elsewhere this is ``torch.tanh``.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.is_contiguous():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() < WORTHWHILE or not x.is_contiguous():
         return torch.tanh(x)
     if not torch.is_grad_enabled():
         return _sigmoid_tanh(x)
-    return _SigmoidTanh.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return _SigmoidTanh.apply(x)
 
 
 class Tanh(nn.Module):
@@ -78,6 +81,6 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     :return: ``[K, N, out]``
     """
     # autocast reaches into stock operations only
-    if torch.is_autocast_enabled(x.device.type) or not torch.is_grad_enabled():
+    if x.numel() < WORTHWHILE or not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
         return torch.baddbmm(bias, x, weight.mT)
-    return _StackedLinear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return _StackedLinear.apply(x, weight, bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def mlp(
         )
     layers: list[nn.Module] = []
     widths = [inputs, *hidden]
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [_orthogonal(nn.Linear(before, after), HIDDEN_GAIN), ACTIVATIONS[activation]()]
     layers.append(_orthogonal(nn.Linear(widths[-1], outputs), head_gain))
     return nn.Sequential(*layers)
@@ -96,12 +97,12 @@ class _Perceptron(Model):
 
     def _network(self, inputs: Mapping[str, Any]) -> Tensor:
         if not self.uses_agent_id:
-            return self.net(inputs["states"])  # type: ignore[no-any-return]
+            return self.net(inputs["states"])
         if inputs.get("agent_id") is None:
             raise KeyError(
                 f"{type(self).__name__} was built with agent ids: pass inputs['agent_id'], a one-hot [B, agents]"
             )
-        return self.net(torch.cat([inputs["states"], inputs["agent_id"]], dim=-1))  # type: ignore[no-any-return]
+        return self.net(torch.cat([inputs["states"], inputs["agent_id"]], dim=-1))
 
 
 class _LogitsPolicy(_Perceptron):

@@ -71,7 +71,7 @@ def trace(model: Model, role: str) -> tuple[fx.Graph, str] | None:
     before = dict(vars(model))
     try:
         graph = _Tracer().trace(_Traceable(model, role))
-    except Exception:  # whatever user code raises when it meets a symbolic value: it is then not traceable
+    except Exception:  # noqa: BLE001 (whatever user code raises at a symbolic value: it is then not traceable)
         return None
     finally:
         kept = [name for name, value in vars(model).items() if isinstance(value, fx.Proxy)]
@@ -206,7 +206,7 @@ class _Compiler:
             return self._cat(node)
         if node.target not in ELEMENTWISE_FUNCTIONS or node.kwargs.get("inplace"):
             raise _NoBatchedFormError
-        return self._elementwise(node, node.target)  # type: ignore[arg-type]
+        return self._elementwise(node, node.target)
 
     def _call_method(self, node: fx.Node) -> Step:
         if node.target not in ELEMENTWISE_METHODS:

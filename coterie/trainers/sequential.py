@@ -117,13 +117,13 @@ class SequentialTrainer:
     def eval(self, episodes: int | None = None) -> dict[str, Any]:
         """Play whole episodes with the most probable actions and count their returns.
 
-        Nothing is recorded or learned, and torch's random numbers go on as if nothing had been played. Episodes are played in
+        Nothing is recorded or learned, and torch's random numbers go on as if nothing was played. Episodes are played in
         ``eval_env`` where there is one; otherwise in ``env``, whose running episodes are lost. Every copy contributes the
         same number of episodes, so that short ones are not over-represented.
 
         :param episodes: how many to play at least, ``cfg["evaluation_episodes"]`` by default
 
-        :return: ``"mean"`` and ``"std"`` of the team's return (the sum over agents), ``"agents"`` with each agent's mean return,
+        :return: ``"mean"`` and ``"std"`` of the team's return (the sum over agents), ``"agents"`` with each agent's mean,
             ``"episodes"``, ``"returns"`` (float64 ``[N, A]``) and ``"lengths"`` (int64 ``[N]``)
 
         :raises RuntimeError: episodes do not end within ``cfg["evaluation_timesteps"]`` steps

@@ -264,7 +264,11 @@ class ReferencePPO:
     """
 
     def __init__(
-        self, models: Mapping[str, Mapping[str, Model]], kinds: Mapping[str, Any], cfg: Mapping[str, Any], centralised: bool
+        self,
+        models: Mapping[str, Mapping[str, Model]],
+        kinds: Mapping[str, Any],
+        cfg: Mapping[str, Any],
+        centralised: bool,
     ) -> None:
         self.names = list(models)
         self.models = copy.deepcopy({uid: dict(roles) for uid, roles in models.items()})
@@ -276,7 +280,7 @@ class ReferencePPO:
         self.centralised = centralised
         #: smallest distance of a ratio or a value from where the loss has a kink
         self.kink = math.inf
-        #: largest change of a parameter that an error of 3e-8 in its gradient, about float32's rounding, would have made
+        #: largest change of a parameter that an error of 1e-10 in its gradient would have made
         self.doubt = 0.0
         self.sets = [self._make_set(names) for names in self._partition()]
 
@@ -432,7 +436,10 @@ class ReferencePPO:
             values.append(owner.value_normaliser.denormalise(raw[-1]))
             draws.append(
                 drawn(
-                    self.models[uid]["policy"], self.policy(uid, step.states[uid]), step.actions[uid], step.log_prob[uid]
+                    self.models[uid]["policy"],
+                    self.policy(uid, step.states[uid]),
+                    step.actions[uid],
+                    step.log_prob[uid],
                 )
             )
         for t, step in enumerate(steps):
@@ -525,4 +532,4 @@ class ReferencePPO:
                     size = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt()
                     moving = size[size > 0]
                     if moving.numel():
-                        self.doubt = max(self.doubt, float((group["lr"] * 3e-8 / (moving + 1e-8)).max()))
+                        self.doubt = max(self.doubt, float((group["lr"] * 1e-10 / (moving + 1e-8)).max()))

@@ -208,7 +208,9 @@ def test_torch_schedulers_work_as_anywhere(scheduler: Callable[..., Any], kwargs
             for own in theirs:
                 own.step()
             sets.assert_equal()
-            assert sets.optimizers.learning_rates() == [pytest.approx(adam.param_groups[0]["lr"]) for adam in sets.plain]
+            assert sets.optimizers.learning_rates() == [
+                pytest.approx(adam.param_groups[0]["lr"]) for adam in sets.plain
+            ]
 
 
 def test_the_adaptive_scheduler_follows_each_sets_divergence() -> None:
@@ -292,7 +294,15 @@ def test_a_saved_state_is_no_view_of_the_running_one() -> None:
 
 
 def test_plain_keeps_what_a_file_without_code_can_hold() -> None:
-    state = {"a": 1, "b": [1.0, "x", None], "c": torch.ones(1), "d": print, "e": [print], "f": {"g": (1, True)}, "h": {"i": print}}
+    state = {
+        "a": 1,
+        "b": [1.0, "x", None],
+        "c": torch.ones(1),
+        "d": print,
+        "e": [print],
+        "f": {"g": (1, True)},
+        "h": {"i": print},
+    }
     assert set(plain(state)) == {"a", "b", "c", "f"}
 
 

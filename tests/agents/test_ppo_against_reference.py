@@ -36,8 +36,18 @@ DEFAULTS = {"mappo": MAPPO_DEFAULT_CONFIG, "ippo": IPPO_DEFAULT_CONFIG}
 # (step, environment) of what ends in the first and in the second rollout. Each has episodes that go on after the last row,
 # that end in it by termination and that end in it by truncation
 ENDINGS = (
-    {"terminated": [(2, 0), (4, 1), (7, 1)], "truncated": [(1, 1), (5, 0), (3, 2), (7, 2)], "both": [(1, 2)], "mixed": [(5, 2)]},
-    {"terminated": [(0, 0), (7, 0), (5, 2)], "truncated": [(2, 2), (7, 1), (4, 0)], "both": [(3, 1)], "mixed": [(1, 0)]},
+    {
+        "terminated": [(2, 0), (4, 1), (7, 1)],
+        "truncated": [(1, 1), (5, 0), (3, 2), (7, 2)],
+        "both": [(1, 2)],
+        "mixed": [(5, 2)],
+    },
+    {
+        "terminated": [(0, 0), (7, 0), (5, 2)],
+        "truncated": [(2, 2), (7, 1), (4, 0)],
+        "both": [(3, 1)],
+        "mixed": [(1, 0)],
+    },
 )
 
 

@@ -181,7 +181,9 @@ def test_sample_without_replacement_repeats_nothing() -> None:
 def test_sample_with_replacement_is_uniform() -> None:
     memory = numbered()
     drawn = torch.cat([x for (x,) in memory.sample(["x"], 60_000, mini_batches=3)]).flatten().long()
-    torch.testing.assert_close(torch.bincount(drawn, minlength=12) / 60_000, torch.full((12,), 1 / 12), atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        torch.bincount(drawn, minlength=12) / 60_000, torch.full((12,), 1 / 12), atol=5e-3, rtol=0
+    )
 
 
 def test_sample_draws_only_what_was_written() -> None:

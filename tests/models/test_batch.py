@@ -190,9 +190,7 @@ STACKED: dict[str, type[Policy]] = {
     "methods": policy_class(
         lambda m, x, _: (m.head(m.first(x).tanh().square().clamp(max=0.5)), m.log_std_parameter, {})
     ),
-    "operators": policy_class(
-        lambda m, x, _: (m.head((1.0 - m.first(x) ** 2) / 3.0), -m.log_std_parameter, {})
-    ),
+    "operators": policy_class(lambda m, x, _: (m.head((1.0 - m.first(x) ** 2) / 3.0), -m.log_std_parameter, {})),
     "a gain for each unit": policy_class(
         lambda m, x, _: (m.head(hidden(m, x) * m.gain + m.gain.exp()), m.log_std_parameter, {}), add_gain
     ),
@@ -329,7 +327,9 @@ UNSTACKED: dict[str, type[Policy]] = {
     "own layer": policy_class(
         lambda m, x, _: (m.own(hidden(m, x)), m.log_std_parameter, {}), lambda m: setattr(m, "own", OwnLinear(6, 2))
     ),
-    "where": policy_class(lambda m, x, _: (m.head(torch.where(x[:, :1] > 0, 2.0, 0.5).to(x) * hidden(m, x)), m.log_std_parameter, {})),
+    "where": policy_class(
+        lambda m, x, _: (m.head(torch.where(x[:, :1] > 0, 2.0, 0.5).to(x) * hidden(m, x)), m.log_std_parameter, {})
+    ),
     "layer norm without parameters": policy_class(
         lambda m, x, _: (m.head(F.layer_norm(m.first(x), (6,))), m.log_std_parameter, {})
     ),
@@ -362,7 +362,11 @@ def test_unstacked_models_of_several_agents_each(count: int, common: bool, batch
 @pytest.mark.parametrize("count", [3, VMAP_FROM])
 def test_unstacked_models_with_ids(count: int) -> None:
     kind = policy_class(
-        lambda m, x, i: (m.head(torch.softmax(m.first(torch.cat([x, i["agent_id"]], -1)), -1)), m.log_std_parameter, {}),
+        lambda m, x, i: (
+            m.head(torch.softmax(m.first(torch.cat([x, i["agent_id"]], -1)), -1)),
+            m.log_std_parameter,
+            {},
+        ),
         lambda m: setattr(m, "first", nn.Linear(WIDTH + count, 6)),
         agent_id=True,
     )

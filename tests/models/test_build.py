@@ -103,9 +103,7 @@ def test_a_policy_for_every_space(
         (False, True, "mappo", 4 + 3, 10),
     ],
 )
-def test_agent_ids(
-    shared: bool, agent_id: bool | None, algorithm: str, policy_inputs: int, value_inputs: int
-) -> None:
+def test_agent_ids(shared: bool, agent_id: bool | None, algorithm: str, policy_inputs: int, value_inputs: int) -> None:
     models = build_models(team(), algorithm, shared=shared, agent_id=agent_id)
     policy, value = models["agent_0"]["policy"], models["agent_0"]["value"]
     assert linears(policy)[0].in_features == policy_inputs

@@ -257,7 +257,8 @@ def test_squashed_actions_stay_within_bounds_and_go_round() -> None:
 
 
 @pytest.mark.parametrize(
-    "space", [FREE, spaces.Box(np.array([0.0, 0.0], np.float32), np.array([1.0, np.inf], np.float32)), spaces.Discrete(2)]
+    "space",
+    [FREE, spaces.Box(np.array([0.0, 0.0], np.float32), np.array([1.0, np.inf], np.float32)), spaces.Discrete(2)],
 )
 def test_squashed_gaussian_needs_a_bounded_box(space: gymnasium.Space) -> None:
     with pytest.raises(ValueError, match="bounded Box"):
@@ -301,7 +302,9 @@ def test_multi_categorical_against_torch(states: Tensor) -> None:
     parts = [Categorical(logits=logits[:, :2]), Categorical(logits=logits[:, 2:])]
     assert actions.shape == (7, 2)
     assert log_prob is not None
-    torch.testing.assert_close(log_prob.squeeze(-1), parts[0].log_prob(actions[:, 0]) + parts[1].log_prob(actions[:, 1]))
+    torch.testing.assert_close(
+        log_prob.squeeze(-1), parts[0].log_prob(actions[:, 0]) + parts[1].log_prob(actions[:, 1])
+    )
     torch.testing.assert_close(policy.get_entropy().squeeze(-1), parts[0].entropy() + parts[1].entropy())
     modes = torch.stack([logits[:, :2].argmax(-1), logits[:, 2:].argmax(-1)], dim=-1)
     assert torch.equal(outputs["mean_actions"], modes)

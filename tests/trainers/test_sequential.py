@@ -34,7 +34,9 @@ class CountingEnv(MultiAgentEnv):
         self.device = torch.device("cpu")
         self.observation_spaces: Mapping[str, gymnasium.Space] = {uid: spaces.Box(-100, 100, (3,)) for uid in AGENTS}
         self.action_spaces: Mapping[str, gymnasium.Space] = {uid: spaces.Discrete(2) for uid in AGENTS}
-        self.shared_observation_spaces: Mapping[str, gymnasium.Space] = {uid: spaces.Box(-100, 100, (3,)) for uid in AGENTS}
+        self.shared_observation_spaces: Mapping[str, gymnasium.Space] = {
+            uid: spaces.Box(-100, 100, (3,)) for uid in AGENTS
+        }
         self.lengths = torch.tensor(lengths)
         self.closed = self.rendered = self.states = 0
 
@@ -89,7 +91,13 @@ def team(env: MultiAgentEnv, kind: type[MAPPO] | type[IPPO] = MAPPO, rollouts: i
 
 
 def quiet(timesteps: int = 8, **cfg: Any) -> dict[str, Any]:
-    return {"timesteps": timesteps, "headless": True, "disable_progressbar": True, "close_environment_at_exit": False, **cfg}
+    return {
+        "timesteps": timesteps,
+        "headless": True,
+        "disable_progressbar": True,
+        "close_environment_at_exit": False,
+        **cfg,
+    }
 
 
 def test_hooks_are_called_in_order_and_see_consecutive_moments() -> None:
@@ -198,7 +206,12 @@ def test_periodic_evaluation_is_recorded_and_the_best_agent_kept(tmp_path: Path)
     env, eval_env = CountingEnv(), CountingEnv()
     agent = team(
         env,
-        experiment={"directory": str(tmp_path), "experiment_name": "run", "write_interval": 2, "checkpoint_interval": 100},
+        experiment={
+            "directory": str(tmp_path),
+            "experiment_name": "run",
+            "write_interval": 2,
+            "checkpoint_interval": 100,
+        },
     )
     trainer = SequentialTrainer(
         env, agent, cfg=quiet(8, evaluation_interval=4, evaluation_episodes=2), eval_env=eval_env
@@ -207,7 +220,10 @@ def test_periodic_evaluation_is_recorded_and_the_best_agent_kept(tmp_path: Path)
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     # one episode each: team returns 2 (copy 0) and 3 + 3 (copy 1)
-    assert [(row["timestep"], row["evaluation_return"]) for row in rows if row["evaluation_return"]] == [("4", "4"), ("8", "4")]
+    assert [(row["timestep"], row["evaluation_return"]) for row in rows if row["evaluation_return"]] == [
+        ("4", "4"),
+        ("8", "4"),
+    ]
     assert (tmp_path / "run" / "checkpoints" / "best_agent.pt").exists()
     assert agent.best_checkpoint == tmp_path / "run" / "checkpoints" / "best_agent.pt"
 

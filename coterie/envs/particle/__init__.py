@@ -11,7 +11,7 @@ from coterie.envs.particle.simple_spread import SimpleSpread
 __all__ = ["TASKS", "ParticleEnv", "SimpleReference", "SimpleSpeakerListener", "SimpleSpread"]
 
 #: every task, by its name in mpe2
-TASKS: dict[str, type[ParticleEnv]] = {
+TASKS: dict[str, type[SimpleReference] | type[SimpleSpeakerListener] | type[SimpleSpread]] = {
     "simple_reference": SimpleReference,
     "simple_speaker_listener": SimpleSpeakerListener,
     "simple_spread": SimpleSpread,

@@ -49,7 +49,7 @@ class ActionReader:
         self._widths = [action_width(action_spaces[name]) for name in names]
         self._uniform = len(set(self._widths)) == 1
         self._discrete = isinstance(action_spaces[names[0]], spaces.Discrete)
-        self._num_envs = num_envs
+        self._shapes = {name: (num_envs, width) for name, width in zip(names, self._widths, strict=True)}
         self._device = device
         self._deferred = deferred
         self._warned = False
@@ -114,11 +114,13 @@ class ActionReader:
     def _check_form(self, name: str, action: Tensor) -> None:
         if not isinstance(action, Tensor):
             raise EnvError(f"actions[{name!r}] is {action!r}; expected a tensor, got {type(action).__name__}")
-        shape = (self._num_envs, self._widths[self._names.index(name)])
-        if action.shape != shape:
-            raise EnvError(f"actions[{name!r}] has shape {list(action.shape)}; expected {list(shape)} for {self._spaces[name]}")
+        if action.shape != self._shapes[name]:
+            expected = f"{list(self._shapes[name])} for {self._spaces[name]}"
+            raise EnvError(f"actions[{name!r}] has shape {list(action.shape)}; expected {expected}")
         if action.device != self._device:
-            raise EnvError(f"actions[{name!r}] is on {action.device}; expected {self._device}, where the environment is")
+            raise EnvError(
+                f"actions[{name!r}] is on {action.device}; expected {self._device}, where the environment is"
+            )
         kind = action.dtype
         whole = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
         if not (whole if self._discrete else kind.is_floating_point):

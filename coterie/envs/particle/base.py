@@ -263,12 +263,12 @@ class ParticleEnv(MultiAgentEnv):
 
     def _split(self, flat: Tensor) -> AgentTensors:
         """Show observations [E, state] by agent, without a copy."""
-        if len(self._stacks) == 1:
-            return AgentTensors({self._stacks[0][0]: flat.view(self.num_envs, len(self.possible_agents), -1)})
-        parts = flat.split([len(names) * width for names, width in self._stacks], dim=1)
-        return AgentTensors(
-            {names: part.unflatten(1, (len(names), width)) for (names, width), part in zip(self._stacks, parts, strict=True)}
-        )
+        stacks, start = {}, 0
+        for names, width in self._stacks:
+            size = len(names) * width
+            stacks[names] = flat.narrow(1, start, size).view(-1, len(names), width)
+            start += size
+        return AgentTensors(stacks)
 
     def _fit(self, name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
         """Check one field of a state, and turn it to the inner layout."""

@@ -66,7 +66,7 @@ class SimpleReference(ParticleEnv):
     def advance(self, world: World, actions: Tensor) -> tuple[World, Tensor, Tensor]:
         """Pure: one step of physics and speech, then observations and rewards of where it led."""
         if self.continuous_actions:
-            strengths = actions.unflatten(1, (2, 5 + CHANNELS))
+            strengths = actions.view(self.num_envs, 2, -1)
             words = strengths[..., 5:].permute(2, 1, 0).to(self.dtype)
             drive = continuous_drive(strengths[..., :5], self.dtype)
         else:

@@ -41,7 +41,13 @@ class SimpleSpread(ParticleEnv):
     """
 
     def __init__(
-        self, num_envs: int = 1, device: torch.device | str = "cpu", *, N: int = 3, local_ratio: float = 0.5, **kwargs: Any
+        self,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        *,
+        N: int = 3,
+        local_ratio: float = 0.5,
+        **kwargs: Any,
     ) -> None:
         if N < 1:
             raise ValueError(f"N is {N}; expected at least 1")
@@ -66,7 +72,7 @@ class SimpleSpread(ParticleEnv):
     def advance(self, world: World, actions: Tensor) -> tuple[World, Tensor, Tensor]:
         """Pure: one step of physics, then observations and rewards of where it led."""
         if self.continuous_actions:
-            drive = continuous_drive(actions.unflatten(1, (-1, 5)), self.dtype)
+            drive = continuous_drive(actions.view(self.num_envs, -1, 5), self.dtype)
         else:
             drive = discrete_drive(actions, self._moves)
         force = contact_force(world.positions, REACH) + drive
@@ -82,9 +88,9 @@ class SimpleSpread(ParticleEnv):
     def _rewards(self, rows: Tensor) -> Tensor:
         """Rewards float32 [E, N, 1], of the offsets that the observations hold: N landmarks and N - 1 others."""
         n = len(self.possible_agents)
-        offsets = rows.unflatten(0, (n, 6 * n))[:, 4 : 4 * n + 2].unflatten(1, (2 * n - 1, 2))
+        offsets = rows.view(n, 3 * n, 2, -1)[:, 2 : 2 * n + 1]  # of [N, entry / 2, x or y, E], those with a length
         length = (offsets * offsets).sum(2).sqrt()  # [N, 2 N - 1, E]
         shared = length[:, :n].amin(0).sum(0)
         bumps = (length[:, n:] < REACH).sum(1)
-        rewards = shared * (self.local_ratio - 1.0) - bumps * self.local_ratio
+        rewards: Tensor = shared * (self.local_ratio - 1.0) - bumps * self.local_ratio
         return rewards.float().t().unsqueeze(-1).contiguous()
