@@ -62,7 +62,7 @@ EXCEPTIONS = {
 }
 
 # shared files that list the algorithms by name
-REGISTRIES = {"__init__.py", "agents/__init__.py"}
+REGISTRIES = {"__init__.py", "agents/__init__.py", "models/build.py"}  # build_models takes an algorithm by name
 
 
 # -- the checkers ------------------------------------------------------------------------------------------------------

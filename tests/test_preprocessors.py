@@ -19,7 +19,7 @@ def moments(preprocessor: Preprocessor) -> tuple[Tensor, Tensor]:
     return preprocessor.get_buffer("running_mean"), preprocessor.get_buffer("running_variance")
 
 
-# ---- running mean and variance -------------------------------------------------------------------------------------------
+# ---- running mean and variance --------------------------------------------------------------------------------------
 
 
 def test_scaler_by_hand() -> None:
@@ -66,7 +66,7 @@ def test_scaler_adds_epsilon_to_the_deviation() -> None:
     torch.testing.assert_close(scaler(torch.tensor([[1.0]])), torch.tensor([[0.5]]))  # 1 / (1 + 1)
 
 
-# ---- value normalisation ---------------------------------------------------------------------------------------------------
+# ---- value normalisation --------------------------------------------------------------------------------------------
 
 
 def test_value_norm_debiasing_by_hand() -> None:
@@ -137,7 +137,7 @@ def test_value_norm_refuses_a_decay_that_is_none(beta: float) -> None:
         ValueNorm(1, beta=beta)
 
 
-# ---- what both have in common ------------------------------------------------------------------------------------------------
+# ---- what both have in common ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,7 +230,7 @@ def test_the_base_leaves_the_formulas_to_others() -> None:
             call(torch.zeros(1, 2))
 
 
-# ---- several at once ------------------------------------------------------------------------------------------------------------
+# ---- several at once ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,6 @@ tensors with an agent dimension: T time, E environment, A agent, F feature, B ba
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -27,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from coterie._version import __version__
-from coterie.agent_tensors import AgentTensors, stack_agents
+from coterie.agent_tensors import stack_agents
 from coterie.agents.checkpoints import CheckpointError, check_states, read_checkpoint, write_checkpoint
+from coterie.agents.checks import check_finite, check_models
 from coterie.agents.config import Config, Key, resolve
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
 from coterie.agents.normalisation import SetPreprocessor
@@ -36,38 +36,9 @@ from coterie.agents.tracking import Tracker, experiment_directory, make_writable
 from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory
 from coterie.models.base import Model
-from coterie.models.distributions import Distribution
-from coterie.models.mixins import StochasticMixin
 from coterie.spaces import flat_size
 
-__all__ = ["MultiAgent", "Outputs", "check_finite"]
-
-
-class Outputs(Mapping[str, dict[str, Tensor]]):
-    """What acting yields beside actions, by agent: ``outputs[uid]["mean_actions"]`` ``[E, n]``, the distribution's mode.
-
-    It is worked out when asked for, since training does not ask.
-    """
-
-    def __init__(self, distributions: Mapping[tuple[str, ...], Distribution]) -> None:
-        self._distributions = distributions
-        self._modes: AgentTensors | None = None
-
-    @property
-    def mean_actions(self) -> AgentTensors:
-        """The modes of all agents."""
-        if self._modes is None:
-            self._modes = AgentTensors({n: d.actions(d.mode()) for n, d in self._distributions.items()})
-        return self._modes
-
-    def __getitem__(self, name: str) -> dict[str, Tensor]:
-        return {"mean_actions": self.mean_actions[name]}
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for names in self._distributions for name in names)
-
-    def __len__(self) -> int:
-        return sum(len(names) for names in self._distributions)
+__all__ = ["MultiAgent"]
 
 
 class MultiAgent(ABC):
@@ -111,7 +82,7 @@ class MultiAgent(ABC):
         if not self.possible_agents or len(set(self.possible_agents)) != len(self.possible_agents):
             raise ValueError(f"possible_agents: expected distinct names, got {self.possible_agents}")
         self.models = {uid: dict(roles) for uid, roles in self._by_agent("models", models).items()}
-        _check_models(self.models)
+        check_models(self.models)
         first = self.models[self.possible_agents[0]]["policy"]
         self.device = first.device if device is None else torch.device(device)
         policies = {uid: roles["policy"] for uid, roles in self.models.items()}
@@ -464,25 +435,6 @@ class MultiAgent(ABC):
         self.load_checkpoint_state(contents["state"])
 
 
-def _check_models(models: Mapping[str, Mapping[str, Model]]) -> None:
-    for uid, roles in models.items():
-        if "policy" not in roles:
-            raise ValueError(f"models[{uid!r}]: expected a 'policy', got {sorted(roles)}")
-        for role, model in roles.items():
-            if not isinstance(model, Model):
-                raise TypeError(f"models[{uid!r}][{role!r}]: expected a coterie Model, got {type(model).__name__}")
-            model.init_state_dict(role)
-        policy = roles["policy"]
-        if not isinstance(policy, StochasticMixin):
-            raise TypeError(
-                f"models[{uid!r}]['policy']: expected a model with a distribution, such as a GaussianMixin or a "
-                f"CategoricalMixin, got {type(policy).__name__}"
-            )
-    with_value = [uid for uid, roles in models.items() if "value" in roles]
-    if with_value and len(with_value) != len(models):
-        raise ValueError(f"expected a value model for every agent or for none, only {with_value} have one")
-
-
 def _preprocessors(learner: Learner) -> Iterator[tuple[str, SetPreprocessor]]:
     for group in learner.groups:
         for kind in ("state_preprocessor", "shared_state_preprocessor"):
@@ -491,18 +443,3 @@ def _preprocessors(learner: Learner) -> Iterator[tuple[str, SetPreprocessor]]:
                 yield f"{kind}/{group.names[0]}", stage
     if learner.value_preprocessor is not None:
         yield "value_preprocessor", learner.value_preprocessor
-
-
-def check_finite(what: str, tensor: Tensor, names: Sequence[str]) -> None:
-    """Refuse NaN and infinity in ``[B, A, F]``.
-
-    :raises ValueError: naming agent, row, element and value
-    """
-    # a finite sum vouches for all its terms; an infinite one may be an overflow of large finite numbers
-    if not tensor.dtype.is_floating_point or math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all()):
-        return
-    row, agent, element = (int(i) for i in (~tensor.isfinite()).nonzero()[0])
-    raise ValueError(
-        f"{what}[{names[agent]!r}]: expected finite numbers, got {float(tensor[row, agent, element])} in element {element} of "
-        f"row {row} (environment {row}, in a single step); nothing was learned from it"
-    )

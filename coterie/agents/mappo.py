@@ -37,6 +37,7 @@ class MAPPO(MultiAgentPPO):
         "shared_state_preprocessor": callable_or_none("a class of normalisers"),
         "shared_state_preprocessor_kwargs": keyword_arguments(),
     }
+    COMMON_KEYS: ClassVar[tuple[str, ...]] = (*MultiAgentPPO.COMMON_KEYS, "shared_state_preprocessor")
     uses_shared_states: ClassVar[bool] = True
     critic_input: ClassVar[str] = "a MAPPO critic sees the shared state (for critics of the own observation use IPPO)"
 

@@ -16,10 +16,8 @@ a KL bound may end the epochs early.
 from __future__ import annotations
 
 import contextlib
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
@@ -28,13 +26,16 @@ from torch import Tensor
 
 from coterie import functional
 from coterie.agent_tensors import AgentTensors
-from coterie.agents.base import MultiAgent, Outputs, check_finite
+from coterie.agents.base import MultiAgent
+from coterie.agents.checks import check_finite, check_memories, refuse_absence
 from coterie.agents.config import Config, Key
 from coterie.agents.groups import Group, Learner
 from coterie.agents.normalisation import SetPreprocessor, make_preprocessor
 from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
+from coterie.agents.outputs import Outputs
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
 from coterie.agents.ppo_statistics import UpdateStatistics
+from coterie.agents.ppo_weights import loss_weights
 from coterie.agents.rollout import Batch, Rollout
 from coterie.memories.base import Memory
 from coterie.models.base import Model
@@ -42,36 +43,6 @@ from coterie.models.distributions import Distribution
 from coterie.spaces import flat_size
 
 __all__ = ["MultiAgentPPO"]
-
-
-@dataclass
-class _Weights:
-    """A group's configuration values as they enter the formulas: one for all of its agents, or ``[A, 1]`` (``[A]``, scales)."""
-
-    ratio_clip: float | Tensor
-    value_clip: float | Tensor  # infinite where predictions are not clipped
-    entropy_scale: float | Tensor
-    value_scale: float | Tensor
-    explores: bool  # whether any entropy counts
-    discount: float | Tensor
-    gae_lambda: float | Tensor
-    bootstraps: float | Tensor  # 1 where what lies beyond a truncation is valued, else 0
-
-
-def _refuse_absence(infos: Mapping[str, Any]) -> None:
-    """Refuse steps in which an agent is absent: this version would learn from what it did not see.
-
-    :raises NotImplementedError: naming the agent
-    """
-    for uid, alive in (infos.get("active_masks") or {}).items():
-        if not bool(alive.all()):
-            raise NotImplementedError(
-                f"agent {uid!r} left before the others: learning with agents that come and go is not supported in this version"
-            )
-
-
-def _flat(value: float | Tensor) -> float | Tensor:
-    return value.squeeze(-1) if isinstance(value, Tensor) else value
 
 
 class MultiAgentPPO(MultiAgent):
@@ -85,10 +56,11 @@ class MultiAgentPPO(MultiAgent):
     KEYS: ClassVar[Mapping[str, Key]] = PPO_KEYS
     OWN_KEYS: ClassVar[tuple[str, ...]] = (
         "learning_rate", "learning_rate_scheduler", "learning_rate_scheduler_kwargs", "grad_norm_clip", "kl_threshold",
-        "value_preprocessor", "value_preprocessor_kwargs", "state_preprocessor",
+        "value_preprocessor_kwargs",
     )  # fmt: skip
     COMMON_KEYS: ClassVar[tuple[str, ...]] = (
         "learning_epochs", "mini_batches", "random_timesteps", "learning_starts", "mixed_precision",
+        "state_preprocessor", "value_preprocessor",
     )  # fmt: skip
 
     def __init__(
@@ -111,11 +83,11 @@ class MultiAgentPPO(MultiAgent):
         self._pending: dict[tuple[str, ...], tuple[Tensor, Tensor, Tensor]] = {}
         self._storage: dict[tuple[str, ...], Rollout] = {}
         self._shared: Memory | None = None
-        self._weights = {group.names: self._loss_weights(group) for group in self.groups}
+        self._weights = {group.names: loss_weights(self.config_values, group) for group in self.groups}
         self._recorded = 0
         self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
-            self._check_memories(self.memories)
+            check_memories(self.memories, self.models, self.rollouts, self.agent_cfg["mini_batches"])
             for learner in self.learners:
                 settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
                 learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
@@ -155,27 +127,6 @@ class MultiAgentPPO(MultiAgent):
                     f"{needed}: {self.critic_input}"
                 )
 
-    def _check_memories(self, memories: Mapping[str, Memory]) -> None:
-        for uid, memory in memories.items():
-            if not isinstance(memory, Memory):
-                raise TypeError(f"memories[{uid!r}]: expected a coterie Memory, got {type(memory).__name__}")
-            if memory.memory_size != self.cfg["rollouts"]:
-                raise ValueError(
-                    f"memories[{uid!r}]: expected memory_size {self.cfg['rollouts']} as cfg['rollouts'], got "
-                    f"{memory.memory_size}: an update reads the whole memory"
-                )
-            if "value" not in self.models[uid]:
-                raise ValueError(
-                    f"models[{uid!r}] has no 'value': training needs a critic; pass memories=None to act only"
-                )
-        sizes = {uid: memory.num_envs for uid, memory in memories.items()}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(f"memories: expected one num_envs for all agents, got {sizes}")
-        samples = self.cfg["rollouts"] * next(iter(sizes.values()))
-        for uid, parts in self.agent_cfg["mini_batches"].items():
-            if parts > samples:
-                raise ValueError(f"mini_batches: {parts} for {uid!r}, but a rollout has {samples} samples")
-
     def _optimizer_settings(self, uid: str) -> OptimizerSettings:
         value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
         return OptimizerSettings(
@@ -195,24 +146,6 @@ class MultiAgentPPO(MultiAgent):
     def _preprocessor(self, group: Group, key: str, size: gymnasium.Space | int | None) -> SetPreprocessor | None:
         owners = dict(zip(group.names, group.sets, strict=True))
         return make_preprocessor(owners, key, self.agent_cfg[key], self.agent_cfg[f"{key}_kwargs"], size, self.device)
-
-    def _loss_weights(self, group: Group) -> _Weights:
-        clip = self.config_values(group, "value_clip")
-        clips = self.config_values(group, "clip_predicted_values")
-        if isinstance(clips, Tensor):
-            clip = torch.where(clips.bool(), clip, math.inf)
-        elif not clips:
-            clip = math.inf
-        return _Weights(
-            ratio_clip=self.config_values(group, "ratio_clip"),
-            value_clip=clip,
-            entropy_scale=_flat(self.config_values(group, "entropy_loss_scale")),
-            value_scale=_flat(self.config_values(group, "value_loss_scale")),
-            explores=any(self.agent_cfg["entropy_loss_scale"][uid] > 0 for uid in group.names),
-            discount=self.config_values(group, "discount_factor"),
-            gae_lambda=self.config_values(group, "lambda"),
-            bootstraps=self.config_values(group, "time_limit_bootstrap"),
-        )
 
     # ---- hooks ------------------------------------------------------------------------------------------------------------
 
@@ -277,7 +210,7 @@ class MultiAgentPPO(MultiAgent):
         )
         if not self._storage:
             return
-        _refuse_absence(infos)
+        refuse_absence(infos)
         shared = self._shared_state(infos, "shared_states")
         if self._shared is not None and shared is not None:
             self._shared.add_samples(shared_states=shared)
@@ -319,9 +252,10 @@ class MultiAgentPPO(MultiAgent):
             # an environment that doesn't reset itself shows the true last observations as next_states
             resets = "final_states" in infos
             final = self._stack("final_states", infos["final_states"] if resets else next_states, group.names, width)
-            self._check_finite("final_states", final, group.names)
             shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
-            critic = self.critic_states(final[envs], None if shared is None else shared[envs])
+            final = final[envs]  # only the rows of environments that ended mean anything
+            self._check_finite("final_states", final, group.names)
+            critic = self.critic_states(final, None if shared is None else shared[envs])
             self._storage[group.names].keep_cut(row, envs, critic)
 
     def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:

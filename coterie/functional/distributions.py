@@ -40,10 +40,12 @@ def tanh_log_derivative(x: Tensor) -> Tensor:
     return 2.0 * (_LOG_TWO - x - softplus(-2.0 * x))
 
 
-@lru_cache(maxsize=1)
-def _hermite(nodes: int = 16) -> tuple[list[float], list[float]]:
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    return points.tolist(), (weights / weights.sum()).tolist()
+@lru_cache(maxsize=8)
+def _hermite_on(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Hermite quadrature for means under the standard normal."""
+    points, weights = np.polynomial.hermite_e.hermegauss(16)
+    nodes = torch.tensor(points, dtype=dtype, device=device)
+    return nodes, torch.tensor(weights / weights.sum(), dtype=dtype, device=device)
 
 
 def tanh_normal_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
@@ -52,11 +54,10 @@ def tanh_normal_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
     ``H[tanh(u)] = H[u] + E[log(1 - tanh(u)^2)]``. The expectation has no closed form; it is taken by Gauss-Hermite
     quadrature with 16 nodes, so that the result is deterministic and differentiable.
     """
-    points, weights = _hermite()
-    nodes = torch.tensor(points, dtype=mean.dtype, device=mean.device)
-    weight = torch.tensor(weights, dtype=mean.dtype, device=mean.device)
-    u = mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * nodes
-    return normal_entropy(log_std) + tanh_log_derivative(u) @ weight
+    nodes, weights = _hermite_on(mean.dtype, mean.device)
+    # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), and the mean of u is known
+    softened = softplus(-2.0 * torch.addcmul(mean.unsqueeze(-1), log_std.exp().unsqueeze(-1), nodes)) @ weights
+    return normal_entropy(log_std) + 2.0 * (_LOG_TWO - mean - softened)
 
 
 def categorical_log_prob(log_probs: Tensor, actions: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def build_models(
     if algorithm not in CRITIC_INPUTS:
         raise ValueError(f"algorithm: expected one of {sorted(CRITIC_INPUTS)}, got {algorithm!r}")
     device = env.device if device is None else torch.device(device)
-    centralised = algorithm == "mappo"
+    centralised = CRITIC_INPUTS[algorithm] == "shared_observation_spaces"
     critic_spaces: Mapping[str, gymnasium.Space] = getattr(env, CRITIC_INPUTS[algorithm])
     agents = list(env.possible_agents)
     teams = _alike(env, agents) if shared else [[uid] for uid in agents]

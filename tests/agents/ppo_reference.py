@@ -68,7 +68,7 @@ class Scaler:
 
 
 class DebiasedMoments:
-    """Normaliser by exponential moments: ``m <- beta m + (1 - beta) E[x]``, the same for ``x^2``, each divided by its weight."""
+    """Normaliser by exponential moments ``m <- beta m + (1 - beta) E[x]``, likewise of ``x^2``, divided by their weight."""
 
     def __init__(self, beta: float = 0.99999, min_variance: float = 1e-2) -> None:
         self.beta, self.min_variance = beta, min_variance
@@ -159,18 +159,18 @@ def distribution(policy: Model, output: Sequence[Any]) -> Distribution:
     if isinstance(policy, MultiCategoricalMixin):
         assert isinstance(policy.action_space, spaces.MultiDiscrete)
         parts = output[0].split([int(n) for n in policy.action_space.nvec], dim=-1)
-        return Product([Categorical(logits=part) for part in parts])
+        return Product([Categorical(logits=part, validate_args=False) for part in parts])
     if isinstance(policy, CategoricalMixin):
-        return Column(logits=output[0])
+        return Column(logits=output[0], validate_args=False)
     assert isinstance(policy, GaussianMixin)
     mean, log_std = output[0], output[1].clamp(-20.0, 2.0)
-    normal = Independent(Normal(mean, log_std.exp().expand_as(mean)), 1)
+    normal = Independent(Normal(mean, log_std.exp().expand_as(mean), validate_args=False), 1, validate_args=False)
     if not isinstance(policy, TanhGaussianMixin):
         return normal
     assert isinstance(policy.action_space, spaces.Box)
     low, high = torch.as_tensor(policy.action_space.low).double(), torch.as_tensor(policy.action_space.high).double()
     squash = [TanhTransform(), AffineTransform((low + high) / 2, (high - low) / 2, event_dim=1)]
-    return TransformedDistribution(normal, squash)
+    return TransformedDistribution(normal, squash, validate_args=False)
 
 
 def drawn(policy: Model, before: Distribution, action: Tensor, log_prob: Tensor) -> Tensor:
@@ -271,14 +271,16 @@ class ReferencePPO:
         centralised: bool,
     ) -> None:
         self.names = list(models)
-        self.models = copy.deepcopy({uid: dict(roles) for uid, roles in models.items()})
+        every = [model for roles in models.values() for model in roles.values()]
+        kept = {id(space): space for model in every for space in (model.observation_space, model.action_space)}
+        self.models = copy.deepcopy({uid: dict(roles) for uid, roles in models.items()}, kept)
         for roles in self.models.values():
             for model in roles.values():
                 model.double()
         self.kinds = dict(kinds)
         self.cfg = dict(cfg)
         self.centralised = centralised
-        #: smallest distance of a ratio or a value from where the loss has a kink
+        #: smallest distance of a ratio, a value or ten times a KL divergence from where rounding would decide on a branch
         self.kink = math.inf
         #: largest change of a parameter that an error of 1e-10 in its gradient would have made
         self.doubt = 0.0
@@ -401,12 +403,15 @@ class ReferencePPO:
         owner.epochs, owner.divergences = 0, []
         threshold = self.setting("kl_threshold", first)
         for epoch in range(self.setting("learning_epochs", first)):
-            divergences = []
-            for rows in permutations[epoch].tensor_split(self.setting("mini_batches", first)):
-                divergences.append(self._gradient_step(owner, batches, rows))
+            parts = permutations[epoch].tensor_split(self.setting("mini_batches", first))
+            divergences = [self._gradient_step(owner, batches, rows) for rows in parts]
             divergence = sum(divergences) / len(divergences)
             owner.epochs += 1
             owner.divergences.append(divergence)
+            bounds = [threshold] if threshold > 0 else []
+            if isinstance(owner.scheduler, AdaptiveRate):
+                bounds += [2 * owner.scheduler.target, owner.scheduler.target / 2]
+            self._near(torch.tensor([10 * abs(divergence - bound) for bound in bounds]))
             if isinstance(owner.scheduler, AdaptiveRate):
                 owner.scheduler.step(divergence)
             elif owner.scheduler is not None:
@@ -526,10 +531,10 @@ class ReferencePPO:
 
     def _weigh(self, optimizer: torch.optim.Adam) -> None:
         for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p in optimizer.state:
-                    state = optimizer.state[p]
-                    size = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt()
-                    moving = size[size > 0]
-                    if moving.numel():
-                        self.doubt = max(self.doubt, float((group["lr"] * 1e-10 / (moving + 1e-8)).max()))
+            states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
+            if not states:
+                continue
+            squares = torch.cat([state["exp_avg_sq"].flatten() for state in states])
+            size = (squares / (1 - 0.999 ** float(states[0]["step"]))).sqrt()
+            smallest = torch.where(size > 0, size, math.inf).min()
+            self.doubt = max(self.doubt, group["lr"] * 1e-10 / (float(smallest) + 1e-8))

@@ -99,23 +99,23 @@ def assert_same(a: Any, b: Any) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"shared": True},
-    {"algorithm": IPPO},
-    {"algorithm": IPPO, "shared": True},
-    {"learning_rate": (1e-3, 1e-4)},
-    {"learning_rate": {"a": 1e-3, "b": (1e-2, 1e-4)}},
-    {"learning_epochs": {"a": 1, "b": 2}},
-    {"state_preprocessor": None, "value_preprocessor": None, "learning_rate_scheduler": None},
-    {
+VARIANTS: dict[str, dict[str, Any]] = {
+    "distinct": {},
+    "shared": {"shared": True},
+    "ippo": {"algorithm": IPPO},
+    "ippo, shared": {"algorithm": IPPO, "shared": True},
+    "pair of rates": {"learning_rate": (1e-3, 1e-4)},
+    "pair of rates for one": {"learning_rate": {"a": 1e-3, "b": (1e-2, 1e-4)}},
+    "two learners": {"learning_epochs": {"a": 1, "b": 2}},
+    "bare": {"state_preprocessor": None, "value_preprocessor": None, "learning_rate_scheduler": None},
+    "scheduler of functions": {
         "learning_rate_scheduler": torch.optim.lr_scheduler.LambdaLR,
         "learning_rate_scheduler_kwargs": {"lr_lambda": lambda epoch: 0.9**epoch},
     },
-]
+}
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_resumed_agent_goes_on_as_if_nothing_had_happened(tmp_path: Path, variant: dict[str, Any]) -> None:
     agent = build(**variant)
     play(agent, 3, seed=1)
@@ -175,7 +175,7 @@ def test_what_an_agent_without_memories_saves_can_be_trained_on(tmp_path: Path) 
     play(agent, 1, seed=1)
 
 
-# ---- what does not fit ---------------------------------------------------------------------------------------------------
+# ---- what does not fit ----------------------------------------------------------------------------------------------
 
 
 def test_other_agents_are_refused(tmp_path: Path) -> None:
@@ -187,11 +187,17 @@ def test_other_agents_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variant", "messages"),
     [
-        ({"observations": 5}, ["models/a/policy", "models/b/policy", "net.0.weight", "[8, 5]", "[8, 4]", "running_mean"]),
+        (
+            {"observations": 5},
+            ["models/a/policy", "models/b/policy", "net.0.weight", "[8, 5]", "[8, 4]", "running_mean"],
+        ),
         ({"hidden": 9}, ["models/a/policy", "models/b/value", "net.0.bias", "[9]", "[8]"]),
         ({"shared": True}, ["module 'models/b/policy' is unknown here", "module 'models/b/value' is unknown here"]),
         ({"value_preprocessor": None}, ["unknown here", "value_preprocessor/a"]),
-        ({"learning_rate": (1e-3, 1e-3)}, ["optimizers of 'a', set 0: expected 2 learning rates, the file has 1", "set 1"]),
+        (
+            {"learning_rate": (1e-3, 1e-3)},
+            ["optimizers of 'a', set 0: expected 2 learning rates, the file has 1", "set 1"],
+        ),
         (
             {
                 "learning_rate_scheduler": torch.optim.lr_scheduler.StepLR,
@@ -201,7 +207,7 @@ def test_other_agents_are_refused(tmp_path: Path) -> None:
         ),
         ({"learning_epochs": {"a": 1, "b": 2}}, ["optimizers of 'a', expected 1 sets, the file has 2"]),
     ],
-    ids=str,
+    ids=["observations", "hidden", "shared", "normaliser", "rates", "scheduler", "learners"],
 )
 def test_every_difference_is_listed_and_nothing_is_loaded(
     tmp_path: Path, variant: dict[str, Any], messages: list[str]
@@ -230,7 +236,7 @@ def test_states_are_compared_by_name_and_shape() -> None:
     ]
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 class Malicious:
@@ -290,7 +296,7 @@ def test_a_write_that_fails_leaves_the_old_file(
         write_checkpoint(path, {"format": 1, "x": torch.zeros(3)})
     monkeypatch.undo()
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["agent.pt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["agent.pt"]
     assert torch.equal(read_checkpoint(path, torch.device("cpu"))["x"], torch.ones(3))
 
 
@@ -299,10 +305,10 @@ def test_a_write_takes_the_old_ones_place(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         write_checkpoint(path, {"format": 1, "x": torch.full((3,), value)})
     assert float(read_checkpoint(path, torch.device("cpu"))["x"][0]) == 2.0
-    assert os.listdir(tmp_path) == ["agent.pt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["agent.pt"]
 
 
-# ---- when they are written --------------------------------------------------------------------------------------------------------
+# ---- when they are written ------------------------------------------------------------------------------------------
 
 
 def written(**experiment: Any) -> list[str]:

@@ -195,7 +195,7 @@ def test_settings_of_the_parameters_do_not() -> None:
 def test_agents_that_share_a_model_must_agree(kind: str) -> None:
     value = critic()
     models = [{"policy": policy(), "value": critic()}, *({"policy": policy(), "value": value} for _ in range(2))]
-    with pytest.raises(ValueError, match="agents 'b' and 'c' share a model but not the settings .*'x'.*'y'"):
+    with pytest.raises(ValueError, match=r"agents 'b' and 'c' share a model but not the settings .*'x'.*'y'"):
         learners(models, **{kind: ["z", "x", "y"]})
 
 
@@ -235,7 +235,7 @@ def test_agent_ids_are_those_of_the_team() -> None:
         torch.testing.assert_close(logits[:, i], y.compute(own)[0])
 
 
-# ---- distributions within one set ------------------------------------------------------------------------------------------
+# ---- distributions within one set -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["settings", "kind"])
@@ -264,7 +264,7 @@ def test_policies_of_one_set_with_other_distributions_keep_them(case: str) -> No
         torch.testing.assert_close(log_prob["b"][inside], own.log_prob(actions["b"])[inside], atol=1e-4, rtol=1e-4)
 
 
-# ---- from a configuration ------------------------------------------------------------------------------------------------------
+# ---- from a configuration -------------------------------------------------------------------------------------------
 
 
 def agent_of(models: list[dict[str, Model]], cfg: dict[str, Any], algorithm: type[MultiAgent] = MAPPO) -> MultiAgent:

@@ -180,7 +180,7 @@ def test_without_a_bound_the_divergence_is_not_read() -> None:
     assert sets.optimizers.end_epoch(torch.empty(2, device="meta"))
 
 
-# ---- schedulers ------------------------------------------------------------------------------------------------------------
+# ---- schedulers -----------------------------------------------------------------------------------------------------
 
 SCHEDULERS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (torch.optim.lr_scheduler.StepLR, {"step_size": 2, "gamma": 0.5}),
@@ -246,7 +246,7 @@ def test_a_rate_changed_from_outside_counts_from_the_next_update() -> None:
     assert torch.equal(sets.storage.data, before)
 
 
-# ---- state ------------------------------------------------------------------------------------------------------------------------
+# ---- state ----------------------------------------------------------------------------------------------------------
 
 
 def train(sets: Sets, data: Sequence[Tensor]) -> None:
@@ -306,7 +306,7 @@ def test_plain_keeps_what_a_file_without_code_can_hold() -> None:
     assert set(plain(state)) == {"a", "b", "c", "f"}
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------------------
+# ---- what is refused ------------------------------------------------------------------------------------------------
 
 
 def test_a_pair_of_rates_needs_two_models() -> None:

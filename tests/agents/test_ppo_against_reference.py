@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -14,6 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from coterie import functional
 from coterie.agents import IPPO, MAPPO
 from coterie.agents.base import MultiAgent
 from coterie.agents.ippo import IPPO_DEFAULT_CONFIG
@@ -24,17 +25,19 @@ from coterie.models.base import Model
 from coterie.models.mixins import CategoricalMixin, DeterministicMixin, GaussianMixin
 from coterie.preprocessors import RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
-from tests.agents.ppo_reference import ReferencePPO, Step
+from tests.agents.ppo_reference import ReferencePPO, Step, generalised_advantages
 
 T, E = 8, 3
+RANDPERM = torch.randperm
 TOLERANCE = 1e-5
 Models = dict[str, dict[str, Model]]
 
 CLASSES = {"mappo": MAPPO, "ippo": IPPO}
 DEFAULTS = {"mappo": MAPPO_DEFAULT_CONFIG, "ippo": IPPO_DEFAULT_CONFIG}
 
-# (step, environment) of what ends in the first and in the second rollout. Each has episodes that go on after the last row,
-# that end in it by termination and that end in it by truncation
+# (step, environment) of what ends in the first and in the second rollout: for all agents by "terminated", "truncated" or
+# "both", for every other agent by either ("mixed"), or for every other agent alone ("first"). Each has episodes that go on
+# after the last row, that end in it by termination and that end in it by truncation
 ENDINGS = (
     {
         "terminated": [(2, 0), (4, 1), (7, 1)],
@@ -288,6 +291,71 @@ def common_trunk(team: Team, algorithm: str) -> Models:
     return models
 
 
+class BothRoles(CategoricalMixin, DeterministicMixin, Model):
+    """Policy and critic in one."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        Model.__init__(self, observation_space, action_space)
+        CategoricalMixin.__init__(self)
+        DeterministicMixin.__init__(self)
+        self.trunk = nn.Sequential(nn.Linear(self.num_observations, 6), nn.Tanh())
+        self.choice, self.worth = nn.Linear(6, self.num_actions), nn.Linear(6, 1)
+
+    def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
+        x = self.trunk(inputs["states"])
+        return (self.choice(x) if role == "policy" else self.worth(x)), {}
+
+
+def one_model(team: Team, algorithm: str) -> Models:
+    """One object is policy and critic of an agent (own observations only)."""
+    both = {uid: BothRoles(team.observation_spaces[uid], team.action_spaces[uid]) for uid in team.possible_agents}
+    return {uid: {"policy": model, "value": model} for uid, model in both.items()}
+
+
+def unlike_activations(team: Team, algorithm: str) -> Models:
+    """Equal shapes, other functions."""
+    names = ("tanh", "elu", "tanh", "silu")
+    models = {}
+    for uid, name in zip(team.possible_agents, names, strict=False):
+        models[uid] = built(team, algorithm, shared=False, activation=name)[uid]
+    return models
+
+
+class Scaled(ByShapeValue):
+    """A critic with a constant of its own: equal shapes, other functions, nothing to see in its modules."""
+
+    def __init__(self, observation_space: Any, action_space: Any, factor: float, buffer: bool) -> None:
+        super().__init__(observation_space, action_space)
+        if buffer:
+            self.register_buffer("factor", torch.tensor([factor]))
+        else:
+            self.factor = factor
+
+    def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
+        return self.factor * super().compute(inputs, role)[0], {}
+
+
+def own_constants(team: Team, algorithm: str, buffer: bool = False, traceable: bool = False) -> Models:
+    models = built(team, algorithm, shared=False)
+    for i, uid in enumerate(team.possible_agents):
+        space = STATE if algorithm == "mappo" else team.observation_spaces[uid]
+        kind = ScaledPlain if traceable else Scaled
+        models[uid]["value"] = kind(space, team.action_spaces[uid], 0.5 + 0.25 * i, buffer)
+    return models
+
+
+class ScaledPlain(Scaled):
+    """The same, in a form that can be traced."""
+
+    def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
+        return self.factor * self.last(torch.tanh(self.first(inputs["states"]))), {}
+
+
+own_buffers = functools.partial(own_constants, buffer=True)
+own_traced_constants = functools.partial(own_constants, traceable=True)
+own_traced_buffers = functools.partial(own_constants, buffer=True, traceable=True)
+
+
 def perturb(models: Models) -> None:
     """Move every parameter away from its start: zero biases and tiny policy heads would hide mistakes."""
     with torch.no_grad():
@@ -334,7 +402,8 @@ BASE = {
 class Run:
     """The library's agents and the reference side by side, on made-up data."""
 
-    def __init__(self, case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> None:
+        torch.manual_seed(seed)
         self.team = case.team()
         self.models = case.models(self.team, algorithm)
         perturb(self.models)
@@ -356,13 +425,16 @@ class Run:
         )
         self.agent.init({"timesteps": 2 * T})
         self.agent.set_running_mode("train")
-        self.data = torch.Generator().manual_seed(7)
+        self.data = torch.Generator().manual_seed(7 + seed)
         self.states = self._observe()
         self.shared = self._draw(5)
         self.timestep = 0
+        self.log_prob_error = 0.0
+        self.filler = 1e3  # of the final states of environments that didn't end, which are nobody's business
+        self.endings: Sequence[Mapping[str, Sequence[tuple[int, int]]]] = ENDINGS
         self.permutations: list[Tensor] = []
         order = torch.Generator().manual_seed(11)
-        randperm = torch.randperm
+        randperm = RANDPERM
 
         def recorded(n: int, **kwargs: Any) -> Tensor:
             kwargs.pop("generator", None)
@@ -381,16 +453,16 @@ class Run:
         return {uid: self._draw(space.shape[0]) for uid, space in self.team.observation_spaces.items()}
 
     def _endings(self, t: int, update: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        plan, names = ENDINGS[update], self.team.possible_agents
+        plan, names = self.endings[update], self.team.possible_agents
         terminated = {uid: torch.zeros(E, 1, dtype=torch.bool) for uid in names}
         truncated = {uid: torch.zeros(E, 1, dtype=torch.bool) for uid in names}
         for kind, where in plan.items():
             for e in (e for step, e in where if step == t):
                 for i, uid in enumerate(names):
-                    terminated[uid][e] = kind in ("terminated", "both") or (kind == "mixed" and i % 2 == 0)
+                    terminated[uid][e] = kind in ("terminated", "both") or (kind in ("mixed", "first") and i % 2 == 0)
                     truncated[uid][e] = kind in ("truncated", "both") or (kind == "mixed" and i % 2 == 1)
-        first = names[0]
-        return terminated, truncated, terminated[first] | truncated[first]
+        over = torch.stack([terminated[uid] | truncated[uid] for uid in names]).all(0)
+        return terminated, truncated, over
 
     def _step(self, t: int, update: int) -> Step:
         timesteps = 2 * T
@@ -402,9 +474,8 @@ class Run:
         infos: dict[str, Any] = {"shared_states": self.shared, "shared_next_states": next_shared}
         final_states = final_shared = None
         if bool(ended.any()):
-            # rows that didn't end are nobody's business
-            final_states = {uid: torch.where(ended, x, 1e3 * x) for uid, x in self._observe().items()}
-            final_shared = torch.where(ended, self._draw(5), 1e3 * self._draw(5))
+            final_states = {uid: torch.where(ended, x, self.filler) for uid, x in self._observe().items()}
+            final_shared = torch.where(ended, self._draw(5), self.filler)
             infos |= {"final_states": final_states, "final_shared_states": final_shared}
         step = Step(
             self.timestep,
@@ -427,7 +498,6 @@ class Run:
         before = len(self.permutations)
         steps = []
         for t in range(T):
-            self.check_log_prob()
             assert len(self.permutations) == before, "an update in the middle of a rollout"
             steps.append(self._step(t, update))
         draws = self.permutations[before:]
@@ -437,25 +507,35 @@ class Run:
             orders.update(dict.fromkeys(learner.names, draws[:epochs]))
             draws = draws[epochs:]
         assert not draws
+        self.check_log_prob(steps)
         self.reference.update(steps, orders)
 
-    def check_log_prob(self) -> None:
+    def check_log_prob(self, steps: Sequence[Step]) -> None:
         """What acting calls the log-probability is that of torch's distribution, with the reference's normalisers."""
-        random = torch.get_rng_state()
-        actions, log_prob, outputs = self.agent.act(self.states, self.timestep, 2 * T)
-        torch.set_rng_state(random)
         for uid in self.team.possible_agents:
-            space, action = self.team.action_spaces[uid], actions[uid]
+            space = self.team.action_spaces[uid]
+            states, action, log_prob = (
+                torch.cat([getattr(s, k)[uid] for s in steps]) for k in ("states", "actions", "log_prob")
+            )
             with torch.no_grad():
-                expected = self.reference.policy(uid, self.states[uid]).log_prob(action)
-            inside = torch.ones(E, dtype=torch.bool)
+                expected = self.reference.policy(uid, states).log_prob(action)
+            inside = torch.ones(len(action), dtype=torch.bool)
             if isinstance(space, spaces.Box):
                 low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
                 assert bool(((action >= low) & (action <= high)).all())
                 inside = ((action > low) & (action < high)).all(-1)
-            assert log_prob[uid].shape == (E, 1)
-            torch.testing.assert_close(log_prob[uid][inside, 0].double(), expected[inside], atol=5e-5, rtol=0)
-            assert outputs[uid]["mean_actions"].shape == action.shape
+            assert log_prob.shape == (len(action), 1)
+            self.log_prob_error = max(self.log_prob_error, float((log_prob[inside, 0] - expected[inside]).abs().max()))
+
+    def act(self) -> None:
+        """Act once more without a step."""
+        actions, log_prob, outputs = self.agent.act(self.states, self.timestep, 2 * T)
+        nothing: dict[str, Tensor] = {}
+        self.check_log_prob(
+            [Step(0, 0, self.states, dict(actions), dict(log_prob), *([nothing] * 4), self.shared, self.shared)]
+        )
+        for uid in self.team.possible_agents:
+            assert outputs[uid]["mean_actions"].shape == actions[uid].shape
 
     def difference(self) -> float:
         """The largest difference of a parameter from the reference's."""
@@ -470,11 +550,11 @@ class Run:
 
     def movement(self) -> float:
         """The smallest of all models' largest change of a parameter."""
-        changes = []
-        for roles in self.models.values():
-            for model in roles.values():
-                changes.append(max(float((p.detach() - self.before[id(p)]).abs().max()) for p in model.parameters()))
-        return min(changes)
+        return min(
+            max(float((p.detach() - self.before[id(p)]).abs().max()) for p in model.parameters())
+            for roles in self.models.values()
+            for model in roles.values()
+        )
 
 
 SCALER = {"state_preprocessor": RunningStandardScaler, "state_preprocessor_kwargs": {}}
@@ -524,8 +604,8 @@ CASES = [
     # how parameters are shared
     Case("shared", lambda: alike(3), shared),
     Case("distinct", lambda: alike(3), distinct),
-    Case("one agent", lambda: alike(1), distinct),
-    Case("distinct with ids", lambda: alike(3), distinct_with_id),
+    Case("one agent", lambda: alike(1), distinct, algorithms=("mappo",)),
+    Case("distinct with ids", lambda: alike(3), distinct_with_id, algorithms=("ippo",)),
     Case("two groups shared", mixed, shared),
     Case("two groups distinct", mixed, distinct),
     Case("mixture", lambda: alike(4), mixture),
@@ -534,47 +614,65 @@ CASES = [
     Case("pairs normalised", lambda: alike(4), pairs, NORMALISERS),
     Case("central critic", lambda: alike(3), central_critic),
     Case("central critic normalised", lambda: alike(3), central_critic, NORMALISERS),
-    Case("central critic of unlike agents", mixed, central_critic, NORMALISERS, algorithms=("mappo",)),
+    Case("central critic of unlike agents", mixed, central_critic, NORMALISERS, ("mappo",)),
     Case("critic of unlike actions", lambda: mixed(4), central_critic, NORMALISERS),
-    Case("shared policy", lambda: alike(3), shared_policy),
+    Case("shared policy", lambda: alike(3), shared_policy, algorithms=("mappo",)),
     Case("chain", lambda: alike(3), chain, NORMALISERS),
-    Case("unequal", lambda: alike(3), unequal),
-    Case("frozen layer", lambda: alike(3), frozen),
+    Case("unequal", lambda: alike(3), unequal, algorithms=("mappo",)),
+    Case("frozen layer", lambda: alike(3), frozen, algorithms=("mappo",)),
     Case("common trunk", lambda: alike(3), common_trunk, algorithms=("ippo",)),
+    Case("one model for both roles", lambda: alike(3), one_model, algorithms=("ippo",)),
+    Case("unlike activations", lambda: alike(4), unlike_activations, algorithms=("mappo",)),
+    Case("own constants", lambda: alike(5), own_constants, algorithms=("mappo",)),
+    Case("own buffers", lambda: alike(5), own_buffers, algorithms=("ippo",)),
+    Case("own traced constants", lambda: alike(5), own_traced_constants, algorithms=("mappo",)),
+    Case("own traced buffers", lambda: alike(5), own_traced_buffers, algorithms=("ippo",)),
     # distributions
-    Case("multidiscrete", lambda: alike(3, "multidiscrete"), distinct),
-    Case("gaussian", lambda: alike(3, "gaussian"), distinct),
-    Case("state-dependent std", lambda: alike(3, "gaussian"), state_dependent),
-    Case("clipped actions", lambda: alike(3, "clipped"), distinct),
-    Case("squashed", lambda: alike(3, "bounded"), squashed, {"entropy_loss_scale": 0.0}),
-    Case("squashed shared", lambda: alike(3, "bounded"), squashed_shared, {"entropy_loss_scale": 0.0}),
+    Case("multidiscrete", lambda: alike(3, "multidiscrete"), distinct, algorithms=("mappo",)),
+    Case("gaussian", lambda: alike(3, "gaussian"), distinct, algorithms=("ippo",)),
+    Case("state-dependent std", lambda: alike(3, "gaussian"), state_dependent, algorithms=("mappo",)),
+    Case("clipped actions", lambda: alike(3, "clipped"), distinct, algorithms=("ippo",)),
+    Case("squashed", lambda: alike(3, "bounded"), squashed, {"entropy_loss_scale": 0.0}, ("mappo",)),
+    Case("squashed shared", lambda: alike(3, "bounded"), squashed_shared, {"entropy_loss_scale": 0.0}, ("ippo",)),
     # models that nothing is known about
     Case("handwritten", lambda: alike(3), handwritten),
     Case("handwritten, many", lambda: alike(6), handwritten, NORMALISERS),
     Case("handwritten, unlike", mixed, handwritten),
-    Case("handwritten, shared", lambda: alike(3), handwritten_shared),
-    Case("handwritten, by data", lambda: alike(3), handwritten_by_data),
+    Case("handwritten, shared", lambda: alike(3), handwritten_shared, algorithms=("ippo",)),
+    Case("handwritten, by data", lambda: alike(3), handwritten_by_data, algorithms=("mappo",)),
     Case("handwritten, by data, many", lambda: alike(6), handwritten_by_data, NORMALISERS),
     # values of the configuration by agent
     Case("losses by agent, distinct", lambda: alike(3), distinct, LOSS_VALUES),
     Case("losses by agent, shared", lambda: alike(3), shared, LOSS_VALUES),
-    Case("losses by agent, two groups", mixed, shared, {"lambda": four(0.9, 0.5, 0.0, 1.0), "ratio_clip": four(0.1, 0.02, 0.3, 0.05)}),
+    Case("losses by agent, two groups", mixed, shared, {
+        "lambda": four(0.9, 0.5, 0.0, 1.0), "ratio_clip": four(0.1, 0.02, 0.3, 0.05),
+    }, ("ippo",)),
     Case("everything by agent", lambda: alike(3), distinct, {**LOSS_VALUES, **SET_VALUES, **NORMALISERS}),
-    Case("epochs by agent", lambda: alike(3), distinct, {"learning_epochs": three(2, 4, 2), "mini_batches": three(2, 1, 2)}),
-    Case("minibatches by agent", mixed, distinct, {"mini_batches": four(1, 3, 5, 3)}),
+    Case("epochs by agent", lambda: alike(3), distinct, {
+        "learning_epochs": three(2, 4, 2), "mini_batches": three(2, 1, 2),
+    }, ("mappo",)),
+    Case("minibatches by agent", mixed, distinct, {"mini_batches": four(1, 3, 5, 3)}, ("ippo",)),
     # options
-    Case("no value clipping", lambda: alike(3), shared, {"clip_predicted_values": False}),
+    Case("no value clipping", lambda: alike(3), shared, {"clip_predicted_values": False}, ("ippo",)),
     Case("no bootstrap", lambda: alike(3), distinct, {"time_limit_bootstrap": False}),
     Case("no bootstrap, normalised", lambda: alike(3), shared, {"time_limit_bootstrap": False, **NORMALISERS}),
-    Case("no gradient clipping", lambda: alike(3), distinct, {"grad_norm_clip": 0}),
-    Case("uneven minibatches", lambda: alike(3), distinct, {"mini_batches": 5}),
-    Case("value norm", lambda: alike(3), shared, {"value_preprocessor": ValueNorm, "value_preprocessor_kwargs": {"beta": 0.9}}),
-    Case("value norm, distinct", lambda: alike(3), distinct, {"value_preprocessor": ValueNorm}),
-    Case("value scaler", lambda: alike(3), distinct, {"value_preprocessor": RunningStandardScaler}),
-    Case("value scaler, two groups", mixed, shared, {"value_preprocessor": RunningStandardScaler}),
+    Case("no gradient clipping", lambda: alike(3), distinct, {"grad_norm_clip": 0}, ("mappo",)),
+    Case("uneven minibatches", lambda: alike(3), distinct, {"mini_batches": 5}, ("ippo",)),
+    Case("value norm", lambda: alike(3), shared, {
+        "value_preprocessor": ValueNorm, "value_preprocessor_kwargs": {"beta": 0.9},
+    }, ("mappo",)),
+    Case("value norm, distinct", lambda: alike(3), distinct, {"value_preprocessor": ValueNorm}, ("ippo",)),
+    Case("value scaler", lambda: alike(3), distinct, {"value_preprocessor": RunningStandardScaler}, ("mappo",)),
+    Case("value scaler, two groups", mixed, shared, {"value_preprocessor": RunningStandardScaler}, ("ippo",)),
     Case("scalers", lambda: alike(3), distinct, {**SCALER, "state_preprocessor_kwargs": {"clip_threshold": 1.0}}),
     Case("scalers of two groups", mixed, shared, SCALER),
-    Case("scaler by agent", lambda: alike(3), distinct, {"state_preprocessor": three(RunningStandardScaler, None, RunningStandardScaler)}),
+    Case("scaler's settings by agent", lambda: alike(3), distinct, {
+        **SCALER, "state_preprocessor_kwargs": three({"clip_threshold": 1.0}, {}, {"epsilon": 0.1}),
+    }, ("ippo",)),
+    Case("kinds of value normalisers by agent", lambda: alike(3), distinct, {
+        "value_preprocessor": three(ValueNorm, RunningStandardScaler, ValueNorm),
+        "value_preprocessor_kwargs": three({"beta": 0.5}, {}, {}),
+    }, ("mappo",)),
     Case("shared scaler, distinct", lambda: alike(3), distinct, {**SHARED_SCALER, **NORMALISERS}, ("mappo",)),
     Case("shared scaler, shared", lambda: alike(3), shared, {**SHARED_SCALER, **NORMALISERS}, ("mappo",)),
     Case("shared scaler, pairs", lambda: alike(4), pairs, {**SHARED_SCALER, **NORMALISERS}, ("mappo",)),
@@ -582,48 +680,188 @@ CASES = [
     Case("shared scaler, chain", lambda: alike(3), chain, {**SHARED_SCALER, **NORMALISERS}, ("mappo",)),
     Case("two rates", lambda: alike(3), distinct, {"learning_rate": (1e-3, 6e-3), "grad_norm_clip": 0.1}),
     Case("two rates, shared", mixed, shared, {"learning_rate": (6e-3, 1e-3), "grad_norm_clip": 0.1}),
-    Case("two rates by agent", lambda: alike(3), distinct, {"learning_rate": three((1e-3, 6e-3), 2e-3, (5e-3, 1e-3)), "grad_norm_clip": 0.1}),
-    Case("shaped rewards", lambda: alike(3), shared, {"rewards_shaper": shape_rewards}),
+    Case("two rates by agent", lambda: alike(3), distinct, {
+        "learning_rate": three((1e-3, 6e-3), 2e-3, (5e-3, 1e-3)), "grad_norm_clip": 0.1,
+    }, ("mappo",)),
+    Case("shaped rewards", lambda: alike(3), shared, {"rewards_shaper": shape_rewards}, ("ippo",)),
     # learning rates that change and updates that end early
     Case("adaptive rate", lambda: alike(3), distinct, {
         "learning_rate_scheduler": KLAdaptiveLR, "learning_rate_scheduler_kwargs": {"kl_threshold": 3e-4},
-    }),
+    }, ("mappo",)),
     Case("adaptive rate by agent", lambda: alike(3), distinct, {
         "learning_rate_scheduler": KLAdaptiveLR,
         "learning_rate_scheduler_kwargs": three({"kl_threshold": 1e-6}, {"kl_threshold": 3e-4}, {"kl_threshold": 1.0}),
-    }),
+    }, ("ippo",)),
     Case("adaptive rate, two groups", mixed, shared, {
         "learning_rate_scheduler": KLAdaptiveLR, "learning_rate_scheduler_kwargs": {"kl_threshold": 3e-4},
-    }),
+    }, ("mappo",)),
     Case("adaptive rates, two each", lambda: alike(3), distinct, {
         "learning_rate": (1e-3, 6e-3), "learning_rate_scheduler": KLAdaptiveLR,
         "learning_rate_scheduler_kwargs": {"kl_threshold": 3e-4},
-    }),
+    }, ("ippo",)),
     Case("torch's scheduler", lambda: alike(3), distinct, {
         "learning_rate_scheduler": torch.optim.lr_scheduler.LambdaLR, "learning_rate_scheduler_kwargs": {"lr_lambda": warm_up},
-    }),
+    }, ("ippo",)),
     Case("torch's scheduler, two rates", lambda: alike(3), shared, {
         "learning_rate": (1e-3, 6e-3), "learning_rate_scheduler": torch.optim.lr_scheduler.ExponentialLR,
         "learning_rate_scheduler_kwargs": {"gamma": 0.8},
-    }),
+    }, ("mappo",)),
     Case("scheduler and stop", lambda: alike(3), distinct, {
         "kl_threshold": three(1e-5, 0, 1e-5), "learning_rate_scheduler": torch.optim.lr_scheduler.ExponentialLR,
         "learning_rate_scheduler_kwargs": {"gamma": 0.8},
-    }),
-    Case("stop in all sets", lambda: alike(3), shared, {"kl_threshold": 1e-6}),
+    }, ("ippo",)),
+    Case("stop in all sets", lambda: alike(3), shared, {"kl_threshold": 1e-6}, ("mappo",)),
+]  # fmt: skip
+
+
+#: a class for some agents and None for others, which the library refuses for agents that it trains together
+PARTLY = [
+    Case("scaler by agent", lambda: alike(3), distinct, {
+        "state_preprocessor": three(RunningStandardScaler, None, RunningStandardScaler),
+    }, ("ippo",)),
+    Case("value norm by agent", lambda: alike(3), distinct, {
+        "value_preprocessor": three(ValueNorm, None, ValueNorm),
+    }, ("mappo",)),
+    Case("shared scaler by agent", lambda: alike(3), distinct, {
+        "shared_state_preprocessor": three(None, None, RunningStandardScaler),
+    }, ("mappo",)),
 ]  # fmt: skip
 
 
 def parameters() -> list[Any]:
-    return [pytest.param(case, a, id=f"{case.name}-{a}") for case in CASES for a in case.algorithms]
+    refused = pytest.mark.xfail(
+        raises=ValueError, reason="normalisers for some of the agents that are trained together"
+    )
+    return [
+        pytest.param(case, a, id=f"{case.name}-{a}", marks=[refused] if case in PARTLY else [])
+        for case in CASES + PARTLY
+        for a in case.algorithms
+    ]
+
+
+def run_by_both(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Two updates by both, which must agree after each, on the first data for which they can.
+
+    The reference has float64, the library float32: where a ratio is within rounding of its clipping bound, or a gradient
+    almost nothing but rounding, which Adam then blows up to a whole step, they may differ though both are right.
+    """
+    for seed in range(20):
+        with monkeypatch.context() as patch:
+            run = Run(case, algorithm, patch, seed)
+            differences = []
+            for update in range(2):
+                run.rollout(update)
+                differences.append(run.difference())
+            if run.reference.kink < 1e-6 or run.reference.doubt > 2e-6:
+                continue
+            assert max(differences) < TOLERANCE
+            run.act()  # with normalisers that have learned twice
+            assert run.log_prob_error < 5e-5
+            return run
+    raise AssertionError("no data on which float32 and float64 can be compared")
 
 
 @pytest.mark.parametrize(("case", "algorithm"), parameters())
 def test_two_updates_equal_the_reference(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(case, algorithm, monkeypatch)
-    for update in range(2):
-        run.rollout(update)
-        assert run.difference() < TOLERANCE
-    run.check_log_prob()  # with normalisers that have learned twice
-    if 0.0 not in np.atleast_1d(list(getattr(run.cfg["value_loss_scale"], "values", lambda: [1.0])())):
+    run = run_by_both(case, algorithm, monkeypatch)
+    scales = run.cfg["value_loss_scale"]
+    if not isinstance(scales, dict) or all(scales.values()):
         assert run.movement() > 1e-3
+
+
+def test_one_set_stops_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("stop", lambda: alike(3), distinct, {"learning_epochs": 4, "kl_threshold": three(1e-5, 0.0, 10.0)})
+    run = run_by_both(case, "mappo", monkeypatch)
+    assert [s.epochs for s in run.reference.sets] == [1, 4, 4]
+    assert len(run.agent.learners) == 1
+
+
+def test_a_stop_may_come_later_than_the_first_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = {"learning_epochs": 5, "mini_batches": 1, "kl_threshold": three(1e-5, 2e-4, 0.0)}
+    run = run_by_both(Case("stop", lambda: alike(3), distinct, cfg), "mappo", monkeypatch)
+    taken = [s.epochs for s in run.reference.sets]
+    assert taken[0] == 2, "the first epoch's only minibatch is measured before any step"
+    assert taken[0] < taken[1] < taken[2] == 5
+
+
+def test_adaptive_rates_move_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CASES if case.name == "adaptive rate by agent")
+    run = run_by_both(case, "ippo", monkeypatch)
+    rates = [s.optimizer.param_groups[0]["lr"] for s in run.reference.sets]
+    assert rates[0] < 4e-3 < rates[2]
+
+
+WAYS = {
+    "shared": "single", "distinct": "stacked", "pairs": "stacked", "chain": "loop", "handwritten": "loop",
+    "handwritten, many": "vmap", "handwritten, shared": "single", "handwritten, by data, many": "loop",
+    "central critic of unlike agents": "single",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_cases_reach_every_way_of_running_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(next(case for case in CASES if case.name == name), "mappo", monkeypatch)
+    ways = {batch.mode for group in run.agent.groups for batch in (group.policy, group.value) if batch is not None}
+    assert WAYS[name] in ways
+
+
+@pytest.mark.parametrize("algorithm", CLASSES)
+@pytest.mark.parametrize("name", ["scalers", "scalers of two groups", "handwritten, many", "mixture normalised"])
+def test_the_first_ratio_is_one(name: str, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CASES if case.name == name)
+    run = Run(replace(case, cfg={**case.cfg, **SCALER}), algorithm, monkeypatch)
+    ratios: list[Tensor] = []
+    loss = functional.clipped_surrogate_loss
+
+    def listening(log_ratio: Tensor, *args: Any) -> Tensor:
+        ratios.append(log_ratio.detach().exp())
+        return loss(log_ratio, *args)
+
+    monkeypatch.setattr(functional, "clipped_surrogate_loss", listening)
+    for update in range(2):
+        ratios.clear()
+        run.rollout(update)
+        for learner in run.agent.learners:
+            groups, minibatches = len(learner.groups), 6
+            for first in ratios[:groups]:
+                torch.testing.assert_close(first, torch.ones_like(first), atol=1e-6, rtol=0)
+            assert all(float((later - 1).abs().max()) > 1e-3 for later in ratios[groups : minibatches * groups])
+            del ratios[: minibatches * groups]
+        assert not ratios
+    for owner in run.reference.sets:
+        for scaler in owner.state_normalisers.values():
+            assert float(scaler.moments()[0].abs().max()) > 0.1, "the normaliser has learned"
+
+
+@pytest.mark.xfail(raises=ValueError, reason="the final states of every environment are checked to be finite")
+@pytest.mark.parametrize("algorithm", CLASSES)
+def test_final_states_of_environments_that_go_on_are_not_read(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Case("filler", lambda: alike(3), shared), algorithm, monkeypatch)
+    run.filler = float("nan")
+    run.rollout(0)
+    assert run.difference() < TOLERANCE
+
+
+@pytest.mark.parametrize("algorithm", CLASSES)
+def test_an_agent_may_be_terminated_before_the_others(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Case("alone", lambda: alike(3), distinct), algorithm, monkeypatch)
+    run.endings = [{"first": [(2, 0), (7, 1)], "truncated": [(4, 2)]}]
+    run.rollout(0)
+    assert run.difference() < TOLERANCE
+
+
+def test_the_reference_by_hand() -> None:
+    """Two environments, four steps: one goes on, one is terminated at step 0 and truncated at step 2."""
+    values = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]])
+    following = torch.tensor([[2.0, 9.0], [3.0, 3.0], [4.0, 7.0], [5.0, 5.0]])
+    terminated = torch.tensor([[0, 1], [0, 0], [0, 0], [0, 0]]).bool()
+    truncated = torch.tensor([[0, 0], [0, 0], [0, 1], [0, 0]]).bool()
+    arguments = torch.ones(4, 2), values, following, terminated, truncated, 0.5, 0.5
+    going_on = generalised_advantages(*arguments, bootstrap=True)
+    cut = generalised_advantages(*arguments, bootstrap=False)
+    # delta of the first: 1, .5, 0, -.5;  of the second: 0, .5, 1.5 (-2 without a bootstrap), -.5
+    first = [1.11718750, 0.46875, -0.125, -0.5]
+    torch.testing.assert_close(going_on[:, 0].tolist(), first)
+    torch.testing.assert_close(cut[:, 0].tolist(), first)
+    torch.testing.assert_close(going_on[:, 1].tolist(), [0.0, 0.5 + 0.25 * 1.5, 1.5, -0.5])
+    torch.testing.assert_close(cut[:, 1].tolist(), [0.0, 0.5 + 0.25 * -2.0, -2.0, -0.5])

@@ -56,7 +56,7 @@ def play(agent: MultiAgent, steps: int, timesteps: int) -> None:
         agent.post_interaction(t, timesteps)
 
 
-# ---- the tracker --------------------------------------------------------------------------------------------------------
+# ---- the tracker ----------------------------------------------------------------------------------------------------
 
 
 def test_values_are_averaged_but_for_extremes(tmp_path: Path) -> None:
@@ -130,7 +130,9 @@ def test_where_an_experiment_goes() -> None:
 def test_a_file_in_the_directorys_place(tmp_path: Path, blocked: str) -> None:
     (tmp_path / blocked).parent.mkdir(exist_ok=True)
     (tmp_path / blocked).write_text("")
-    with pytest.raises(OSError, match=r"cannot write to the experiment directory .*run.*cfg\['experiment'\]\['directory'\]"):
+    with pytest.raises(
+        OSError, match=r"cannot write to the experiment directory .*run.*cfg\['experiment'\]\['directory'\]"
+    ):
         make_writable(tmp_path / "here" / "run")
 
 
@@ -139,7 +141,7 @@ def test_trying_out_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list((tmp_path / "run").iterdir()) == []
 
 
-# ---- what agents track -----------------------------------------------------------------------------------------------------
+# ---- what agents track ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("discrete", [True, False])

@@ -133,7 +133,7 @@ def test_rows_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         memory.set_tensor_by_name("x", torch.zeros(shape))
 
 
-# ---- sampling ----------------------------------------------------------------------------------------------------------
+# ---- sampling -------------------------------------------------------------------------------------------------------
 
 
 def test_sample_all_covers_each_row_once() -> None:
@@ -214,7 +214,7 @@ def test_the_base_does_not_say_how_to_sample() -> None:
             call()
 
 
-# ---- showing a part of another memory's storage ----------------------------------------------------------------------------------------
+# ---- showing a part of another memory's storage ---------------------------------------------------------------------
 
 
 def exposed() -> tuple[Memory, RandomMemory]:
@@ -243,7 +243,7 @@ def test_what_a_memory_held_before_it_was_exposed_does_not_count() -> None:
     assert len(mine) == 0
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_save_and_load(tmp_path: Path) -> None:

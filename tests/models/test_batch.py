@@ -111,7 +111,7 @@ def check(
     return both
 
 
-# ---- stacked: layers and element-wise functions -----------------------------------------------------------------------------
+# ---- stacked: layers and element-wise functions ---------------------------------------------------------------------
 
 ACTIVATIONS = [
     nn.Tanh(), Tanh(), nn.ReLU(), nn.ELU(), nn.ELU(0.7), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.LeakyReLU(0.2),
@@ -285,7 +285,7 @@ def test_outputs_of_parameters_are_not_expanded() -> None:
     assert log_std.shape == (1, 3, 2)
 
 
-# ---- one model for all -------------------------------------------------------------------------------------------------------
+# ---- one model for all ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -306,7 +306,7 @@ def test_one_model_with_ids(common: bool) -> None:
     check([model] * 3, "single", common=common)
 
 
-# ---- what can't be stacked ---------------------------------------------------------------------------------------------------------
+# ---- what can't be stacked ------------------------------------------------------------------------------------------
 
 
 class OwnLinear(nn.Linear):
@@ -421,7 +421,7 @@ def test_models_that_differ_in_a_constant_go_through_the_loop(
     models = [kind() for _ in range(count)]
     for i, model in enumerate(models):
         # differences too small for a printed tensor to show
-        constant = 1.0 + i * 2e-5
+        constant = 1.0 + i * 5e-6
         vars(model)["_scale" if compute is private_softmax else "scale"] = (
             constant if kind_of_constant == "number" else torch.tensor(constant, dtype=torch.float64).float()
         )
@@ -485,7 +485,7 @@ def test_layers_with_reparametrised_weights() -> None:
     assert batch_of(models).mode == "loop"
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------------------------
+# ---- what is refused ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -531,7 +531,7 @@ def test_a_value_without_its_last_dimension_is_named(count: int) -> None:
 def test_an_output_that_is_no_tuple_is_named(count: int) -> None:
     kind = policy_class(lambda m, x, _: m.head(hidden(m, x)))  # type: ignore[arg-type, return-value]
     both = batch_of([kind() for _ in range(count)])
-    with pytest.raises(TypeError, match="Custom.compute returned Tensor"):
+    with pytest.raises(TypeError, match=r"Custom.compute returned Tensor"):
         both(torch.randn(7, count, WIDTH))
 
 

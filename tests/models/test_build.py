@@ -211,7 +211,7 @@ def test_ready_made_gaussians_clip_to_the_bounds() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\['ippo', 'mappo'\], got 'qmix'"):
         build_models(team(), "qmix")
-    with pytest.raises(ValueError, match="activation.*'swish'"):
+    with pytest.raises(ValueError, match=r"activation.*'swish'"):
         build_models(team(), activation="swish")
     with pytest.raises(ValueError, match="at least one unit"):
         build_models(team(), hidden=(8, 0))

@@ -96,7 +96,7 @@ def mean_of(policy: Model, states: Tensor) -> Tensor:
     return output
 
 
-# ---- Gaussian ----------------------------------------------------------------------------------------------------------
+# ---- Gaussian -------------------------------------------------------------------------------------------------------
 
 
 def test_gaussian_against_torch(states: Tensor) -> None:
@@ -220,7 +220,7 @@ def test_gaussian_refuses_bad_settings() -> None:
         Gaussian(min_log_std=1.0, max_log_std=0.0)
 
 
-# ---- tanh-squashed Gaussian ------------------------------------------------------------------------------------------------
+# ---- tanh-squashed Gaussian -----------------------------------------------------------------------------------------
 
 
 def test_squashed_gaussian_against_torch(states: Tensor) -> None:
@@ -265,7 +265,7 @@ def test_squashed_gaussian_needs_a_bounded_box(space: gymnasium.Space) -> None:
         Squashed(space)
 
 
-# ---- categorical -------------------------------------------------------------------------------------------------------------
+# ---- categorical ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
@@ -334,7 +334,7 @@ def test_multi_categorical_refuses_bad_settings() -> None:
         Choices(reduction="max")
 
 
-# ---- deterministic, and what all have in common -----------------------------------------------------------------------------------
+# ---- deterministic, and what all have in common ---------------------------------------------------------------------
 
 
 def test_deterministic(states: Tensor) -> None:
@@ -355,7 +355,7 @@ def test_a_bad_output_of_compute_names_the_model(states: Tensor, output: Any) ->
         def compute(self, inputs: Any, role: str = "") -> Any:
             return output
 
-    with pytest.raises(TypeError, match="Wrong.compute returned .*expected a tuple"):
+    with pytest.raises(TypeError, match=r"Wrong.compute returned .*expected a tuple"):
         Wrong().act({"states": states})
 
 
@@ -364,7 +364,7 @@ def test_a_bare_tensor_is_a_bad_output(states: Tensor) -> None:
         def compute(self, inputs: Any, role: str = "") -> Any:
             return inputs["states"]
 
-    with pytest.raises(TypeError, match="Wrong.compute returned Tensor"):
+    with pytest.raises(TypeError, match=r"Wrong.compute returned Tensor"):
         Wrong().act({"states": states})
 
 

@@ -55,7 +55,7 @@ def test_calling_a_model_is_acting() -> None:
     torch.testing.assert_close(critic({"states": states}, "value")[0], critic.act({"states": states}, "value")[0])
 
 
-# ---- random actions ----------------------------------------------------------------------------------------------------
+# ---- random actions -------------------------------------------------------------------------------------------------
 
 
 def test_random_actions_of_a_discrete_space_are_uniform() -> None:
@@ -98,7 +98,7 @@ def test_random_actions_need_a_uniform_distribution(space: Any, error: type[Exce
         Model(3, space).random_act({"states": torch.zeros(1, 3)})
 
 
-# ---- initialisation ----------------------------------------------------------------------------------------------------
+# ---- initialisation -------------------------------------------------------------------------------------------------
 
 
 def test_init_parameters_weights_and_biases() -> None:
@@ -159,7 +159,7 @@ def test_bounds_of_a_box_are_flat() -> None:
     assert Model(3, spaces.Discrete(2)).box_bounds() is None
 
 
-# ---- files -------------------------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ class Malicious:
 def test_loading_executes_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     torch.save({"net.0.weight": Malicious(marker)}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match="weights_only|Unsupported|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported|Weights only"):
         Critic().load(tmp_path / "evil.pt")
     assert not marker.exists()
 

@@ -3,6 +3,8 @@
 They follow mpe2 1.1.1 (simple_spread_v3, simple_speaker_listener_v4, simple_reference_v3) step for step.
 """
 
+from __future__ import annotations
+
 from coterie.envs.particle.base import ParticleEnv
 from coterie.envs.particle.simple_reference import SimpleReference
 from coterie.envs.particle.simple_speaker_listener import SimpleSpeakerListener

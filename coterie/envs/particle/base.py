@@ -27,7 +27,7 @@ class ParticleEnv(MultiAgentEnv):
     shapes), so ``torch.compile(env.advance, fullgraph=True)`` works. Which copies end is known on the
     host, from a mirror of their clocks: steps where none ends do no reset work, and no step waits for the device.
 
-    The physics is float64 by default: contacts are so stiff that rounding errors grow about twofold per step in them.
+    The physics is float64 by default: contacts are so stiff that rounding errors grow exponentially while they last.
     What the environment returns is float32 either way.
 
     Values of actions are checked as in :class:`~coterie.envs.particle.actions.ActionReader`.
@@ -202,16 +202,17 @@ class ParticleEnv(MultiAgentEnv):
         landmarks = self._shapes["landmarks"][1]
         if bool(((world.goals < 0) | (world.goals >= landmarks)).any()):
             raise EnvError(f"state['goals'] is {state['goals'].tolist()}; expected indices of {landmarks} landmarks")
-        remaining = np.array(state["remaining"], dtype=np.int64)
-        if remaining.shape != (self.num_envs,) or remaining.min() < 1 or remaining.max() > self.max_cycles:
-            raise EnvError(
-                f"state['remaining'] is {remaining.tolist()}; expected {self.num_envs} numbers from 1 to {self.max_cycles}"
-            )
+        clocks = state["remaining"]
+        whole = isinstance(clocks, Tensor) and clocks.dtype == torch.int64 and clocks.shape == (self.num_envs,)
+        if not whole or clocks.min() < 1 or clocks.max() > self.max_cycles:
+            got = clocks.tolist() if isinstance(clocks, Tensor) else clocks
+            limits = f"{self.num_envs} numbers from 1 to {self.max_cycles}"
+            raise EnvError(f"state['remaining'] is {got}; expected an int64 tensor of {limits}")
         try:
             self._generator.set_state(state["generator"])
         except (RuntimeError, TypeError) as error:
             raise EnvError(f"state['generator'] is not a state of a generator on {self.device}: {error}") from error
-        self._start(world, remaining)
+        self._start(world, clocks.cpu().numpy())
 
     def place(self, **fields: Tensor) -> AgentTensors:
         """Move things by hand: replace some of the tensors of :meth:`get_state` and return the new states.
