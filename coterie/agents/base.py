@@ -194,6 +194,7 @@ class MultiAgent(ABC):
             self._start_wandb(experiment["wandb_kwargs"])
         self._tracker.close()
         self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
+        self._episodes = None
         self._started = time.monotonic()
         self._clock = (0, self._started)
 

@@ -13,6 +13,7 @@ from coterie.agents.groups import Group, Learner
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
+from coterie.spaces import flat_size
 
 __all__ = ["MAPPO", "MAPPO_DEFAULT_CONFIG"]
 
@@ -46,6 +47,12 @@ class MAPPO(MultiAgentPPO):
             return self.shared_observation_spaces[uid]
         value = self.models[uid].get("value")
         return None if value is None else value.observation_space
+
+    def _check_critics(self) -> None:
+        super()._check_critics()
+        sizes = {uid: flat_size(space) for uid in self.possible_agents if (space := self.critic_space(uid)) is not None}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"expected one shared state for the whole team, got spaces of sizes {sizes}")
 
     def critic_states(self, states: Tensor, shared_states: Tensor | None) -> Tensor:
         assert shared_states is not None

@@ -151,9 +151,22 @@ class MultiAgentPPO(MultiAgent):
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
-        if self.memories is None or self._storage:
-            return
-        num_envs = self.memories[self.possible_agents[0]].num_envs
+        if self._storage:
+            self._discard_rollout()
+        elif self.memories is not None:
+            self._create_storage(self.memories)
+
+    def _discard_rollout(self) -> None:
+        """Forget a rollout that was not completed: what is recorded from now on does not follow on it."""
+        self._recorded = 0
+        if self._shared is not None:
+            self._shared.reset()
+        for rollout in self._storage.values():
+            rollout.clear()
+            rollout.memory.reset()
+
+    def _create_storage(self, memories: Mapping[str, Memory]) -> None:
+        num_envs = memories[self.possible_agents[0]].num_envs
         shared: dict[str, Tensor] = {}
         if self.uses_shared_states:
             space = self.critic_space(self.possible_agents[0])
@@ -162,7 +175,7 @@ class MultiAgentPPO(MultiAgent):
             shared["shared_states"] = self._shared.get_tensor_by_name("shared_states")
         for group in self.groups:
             rollout = Rollout(group, self.rollouts, num_envs, self._log_prob_width(group), self.device)
-            rollout.show_in(self.memories, shared)
+            rollout.show_in(memories, shared)
             self._storage[group.names] = rollout
 
     def _log_prob_width(self, group: Group) -> int:

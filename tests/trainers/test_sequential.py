@@ -263,3 +263,16 @@ def test_environment_and_agents_must_fit() -> None:
     env.possible_agents = ["a", "c"]
     with pytest.raises(ValueError, match="'c'"):
         SequentialTrainer(env, agent)
+
+
+def test_training_again_does_not_follow_on_a_rollout_that_was_not_completed() -> None:
+    env = CountingEnv((100, 100))
+    agent = team(env, rollouts=4)
+    SequentialTrainer(env, agent, cfg=quiet(3)).train()  # three of the four rows
+    updates: list[int] = []
+    agent._update = lambda timestep, timesteps: updates.append(timestep)
+    SequentialTrainer(env, agent, cfg=quiet(4)).train()
+    assert updates == [3]
+    # all rows are of the second training: steps 0 to 3 of the episode that its reset began
+    states = agent.memories["a"].get_tensor_by_name("states")
+    assert states[:, 0, 2].tolist() == [0.0, 1.0, 2.0, 3.0]
