@@ -410,19 +410,24 @@ def test_actions_of_another_origin_are_evaluated() -> None:
         assert torch.equal(agent.memories[uid].get_tensor_by_name("actions")[0], mine[uid])
 
 
-def test_the_environments_tensors_are_left_alone() -> None:
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_environments_tensors_are_left_alone(stacked: bool) -> None:
     def shaper(rewards: Tensor, timestep: int, timesteps: int) -> Tensor:
         return rewards.mul_(100.0)
 
     agent = build(rewards_shaper=shaper, time_limit_bootstrap=True)
     assert agent.memories is not None
     common = torch.ones(ENVS, 1)  # one tensor for all agents, as in cooperative tasks
+    rewards: Any = dict.fromkeys(NAMES, common)
+    if stacked:  # the very tensor that the environment holds
+        common = torch.ones(ENVS, 2, 1)
+        rewards = AgentTensors.single(NAMES, common)
     ends = flags(1, 0, 1)
     for t in range(ROLLOUTS):
         given = {**infos(), "final_states": by_agent(OBSERVATIONS), "final_shared_states": torch.randn(ENVS, STATE)}
-        record(agent, t, rewards=dict.fromkeys(NAMES, common), truncated=ends, infos=given)
+        record(agent, t, rewards=rewards, truncated=ends, infos=given)
         agent.post_interaction(t, 100)
-    assert torch.equal(common, torch.ones(ENVS, 1))
+    assert torch.equal(common, torch.ones_like(common))
     assert ends["a"].flatten().tolist() == [True, False, True]
     for uid in NAMES:
         assert torch.equal(agent.memories[uid].get_tensor_by_name("rewards"), torch.full((ROLLOUTS, ENVS, 1), 100.0))

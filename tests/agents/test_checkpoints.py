@@ -335,7 +335,8 @@ def test_models_may_be_stored_separately() -> None:
         model.load(folder / name)
         assert not torch.equal(model.state_dict()["net.0.weight"], before["net.0.weight"])
         # a model's own numbers and no other's
-        assert (folder / name).stat().st_size < 4 * sum(p.numel() for p in model.parameters()) + 4000
+        model.save("alone.pt")
+        assert (folder / name).stat().st_size < Path("alone.pt").stat().st_size + 200
 
 
 def test_the_best_agent_is_kept() -> None:

@@ -666,6 +666,15 @@ CASES = [
     Case("value scaler, two groups", mixed, shared, {"value_preprocessor": RunningStandardScaler}, ("ippo",)),
     Case("scalers", lambda: alike(3), distinct, {**SCALER, "state_preprocessor_kwargs": {"clip_threshold": 1.0}}),
     Case("scalers of two groups", mixed, shared, SCALER),
+    Case("scaler by agent", lambda: alike(3), distinct, {
+        "state_preprocessor": three(RunningStandardScaler, None, RunningStandardScaler),
+    }, ("ippo",)),
+    Case("value norm by agent", lambda: alike(3), distinct, {
+        "value_preprocessor": three(ValueNorm, None, ValueNorm),
+    }, ("mappo",)),
+    Case("shared scaler by agent", lambda: alike(3), distinct, {
+        "shared_state_preprocessor": three(None, None, RunningStandardScaler),
+    }, ("mappo",)),
     Case("scaler's settings by agent", lambda: alike(3), distinct, {
         **SCALER, "state_preprocessor_kwargs": three({"clip_threshold": 1.0}, {}, {"epsilon": 0.1}),
     }, ("ippo",)),
@@ -714,29 +723,8 @@ CASES = [
 ]  # fmt: skip
 
 
-#: a class for some agents and None for others, which the library refuses for agents that it trains together
-PARTLY = [
-    Case("scaler by agent", lambda: alike(3), distinct, {
-        "state_preprocessor": three(RunningStandardScaler, None, RunningStandardScaler),
-    }, ("ippo",)),
-    Case("value norm by agent", lambda: alike(3), distinct, {
-        "value_preprocessor": three(ValueNorm, None, ValueNorm),
-    }, ("mappo",)),
-    Case("shared scaler by agent", lambda: alike(3), distinct, {
-        "shared_state_preprocessor": three(None, None, RunningStandardScaler),
-    }, ("mappo",)),
-]  # fmt: skip
-
-
 def parameters() -> list[Any]:
-    refused = pytest.mark.xfail(
-        raises=ValueError, reason="normalisers for some of the agents that are trained together"
-    )
-    return [
-        pytest.param(case, a, id=f"{case.name}-{a}", marks=[refused] if case in PARTLY else [])
-        for case in CASES + PARTLY
-        for a in case.algorithms
-    ]
+    return [pytest.param(case, a, id=f"{case.name}-{a}") for case in CASES for a in case.algorithms]
 
 
 def run_by_both(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> Run:
@@ -833,7 +821,6 @@ def test_the_first_ratio_is_one(name: str, algorithm: str, monkeypatch: pytest.M
             assert float(scaler.moments()[0].abs().max()) > 0.1, "the normaliser has learned"
 
 
-@pytest.mark.xfail(raises=ValueError, reason="the final states of every environment are checked to be finite")
 @pytest.mark.parametrize("algorithm", CLASSES)
 def test_final_states_of_environments_that_go_on_are_not_read(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(Case("filler", lambda: alike(3), shared), algorithm, monkeypatch)

@@ -421,7 +421,7 @@ def test_models_that_differ_in_a_constant_go_through_the_loop(
     models = [kind() for _ in range(count)]
     for i, model in enumerate(models):
         # differences too small for a printed tensor to show
-        constant = 1.0 + i * 5e-6
+        constant = 1.25 + i * 5e-6
         vars(model)["_scale" if compute is private_softmax else "scale"] = (
             constant if kind_of_constant == "number" else torch.tensor(constant, dtype=torch.float64).float()
         )
