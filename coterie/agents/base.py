@@ -239,6 +239,7 @@ class MultiAgent(ABC):
         that go with ``states`` and ``next_states``.
         """
         earned = self._stack("rewards", rewards, self.possible_agents)
+        self._check_finite("rewards", earned, self.possible_agents)  # before anything of the step is taken in
         ended = (
             self._stack("terminated", terminated, self.possible_agents)
             | self._stack("truncated", truncated, self.possible_agents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class Key:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(low: float, high: float = math.inf, *, above: bool = False, per_agent: bool = True) -> Key:
@@ -77,7 +78,7 @@ def integer(low: int, *, per_agent: bool = True) -> Key:
     """An integer of at least ``low``."""
     return Key(
         f"an integer of at least {low}",
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low,
+        lambda v: isinstance(v, numbers.Integral) and not isinstance(v, bool) and int(v) >= low,
         per_agent,
     )
 

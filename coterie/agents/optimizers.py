@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from coterie.models.flat_parameters import FlatParameters
 from coterie.schedulers import KLAdaptiveLR
@@ -69,6 +70,11 @@ class SetOptimizers:
             None if setting.scheduler is None else setting.scheduler(optimizer, **(setting.scheduler_kwargs or {}))
             for setting, optimizer in zip(settings, self.optimizers, strict=True)
         ]
+        if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in self.schedulers):
+            raise ValueError(
+                "learning_rate_scheduler: ReduceLROnPlateau needs a metric that an update does not have; use KLAdaptiveLR or a "
+                "scheduler that is stepped without one"
+            )
         limits = [setting.grad_norm_clip or math.inf for setting in settings]
         self._limits = torch.tensor(limits, device=storage.data.device).unsqueeze(1)
         self._clips = any(math.isfinite(limit) for limit in limits)
@@ -77,7 +83,7 @@ class SetOptimizers:
 
     def _adam(self, s: int, setting: OptimizerSettings) -> torch.optim.Adam:
         rate = setting.learning_rate
-        rates = [float(rate)] * len(self._parts) if isinstance(rate, (int, float)) else [float(r) for r in rate]
+        rates = [float(r) for r in rate] if isinstance(rate, Sequence) else [float(rate)] * len(self._parts)
         groups = []
         for part, lr in zip(self._parts, rates, strict=True):
             row = nn.Parameter(self._storage.data[s, part])

@@ -231,7 +231,6 @@ class MultiAgentPPO(MultiAgent):
             observed = self._stack("states", states, group.names, group.observation_width)
             latent, log_prob = self._latent(group, observed, actions)
             earned = self._stack("rewards", rewards, group.names)
-            self._check_finite("rewards", earned, group.names)
             done = self._stack("terminated", terminated, group.names)
             cut = self._stack("truncated", truncated, group.names)
             self._storage[group.names].memory.add_samples(
@@ -431,6 +430,10 @@ class MultiAgentPPO(MultiAgent):
         shared = None if self._shared is None else self._shared.get_tensor_by_name("shared_states", keepdim=False)
         critic = self._normalise_critic(group, self.critic_states(rollout.rows("states"), shared))
         predicted = self._predict(group, critic).expand(-1, group.size, -1)
+        if predicted.shape[-1] != 1:
+            raise ValueError(
+                f"the value model of {group.names[0]!r}: expected one value [B, 1], got {predicted.shape[-1]}"
+            )
         values = self._denormalise(learner, predicted).view_as(rollout["rewards"])
         terminated, truncated = rollout["terminated"], rollout["truncated"]
         weights = self._weights[group.names]

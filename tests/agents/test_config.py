@@ -380,3 +380,10 @@ def test_an_agent_checks_its_configuration(algorithm: type[MAPPO]) -> None:
 def test_ippo_knows_nothing_of_shared_states() -> None:
     with pytest.raises(ConfigError, match="unknown key 'shared_state_preprocessor'"):
         resolve(IPPO_DEFAULT_CONFIG, {"shared_state_preprocessor": None}, IPPO.KEYS, AGENTS)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    given = {"rollouts": np.int64(8), "learning_rate": np.float32(1e-3), "discount_factor": np.float64(0.9)}
+    config, by_agent = resolve(MAPPO_DEFAULT_CONFIG, given, MAPPO.KEYS, ["a"])
+    assert config["rollouts"] == 8
+    assert by_agent["learning_rate"]["a"] == pytest.approx(1e-3)

@@ -319,3 +319,8 @@ def test_frozen_parameters_cannot_be_trained() -> None:
     storage = FlatParameters([[nn.Linear(2, 2).requires_grad_(False)]])
     with pytest.raises(ValueError, match="frozen"):
         SetOptimizers(storage, 0, [OptimizerSettings(1e-3)])
+
+
+def test_a_scheduler_that_needs_a_metric_is_refused() -> None:
+    with pytest.raises(ValueError, match="ReduceLROnPlateau needs a metric"):
+        Sets([OptimizerSettings(1e-3, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)])

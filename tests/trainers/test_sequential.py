@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def test_hooks_are_called_in_order_and_see_consecutive_moments() -> None:
     SequentialTrainer(env, agent, cfg=quiet(4)).train()
     step = ["pre_interaction", "act", "record_transition", "post_interaction"]
     assert calls == ["init", *step * 4, "_update"]
-    for now, following in zip(moments, moments[1:], strict=False):
+    for now, following in itertools.pairwise(moments):
         assert torch.equal(now[1], following[0])
         assert torch.equal(now[3], following[2])
     for states, next_states, shared, shared_next in moments:
