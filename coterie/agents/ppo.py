@@ -16,6 +16,7 @@ a KL bound may end the epochs early.
 from __future__ import annotations
 
 import contextlib
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -43,6 +44,8 @@ from coterie.models.distributions import Distribution
 from coterie.spaces import flat_size
 
 __all__ = ["MultiAgentPPO"]
+
+_log = logging.getLogger(__name__)
 
 
 class MultiAgentPPO(MultiAgent):
@@ -85,6 +88,7 @@ class MultiAgentPPO(MultiAgent):
         self._shared: Memory | None = None
         self._weights = {group.names: loss_weights(self.config_values, group) for group in self.groups}
         self._recorded = 0
+        self._warned = False
         self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_memories(self.memories, self.models, self.rollouts, self.agent_cfg["mini_batches"])
@@ -261,8 +265,13 @@ class MultiAgentPPO(MultiAgent):
             return
         envs = cut.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
         if len(envs):
-            # an environment that doesn't reset itself shows the true last observations as next_states
             resets = "final_states" in infos
+            if not resets and not self._warned:
+                self._warned = True
+                _log.warning(
+                    "an episode was truncated and infos has no 'final_states': next_states are taken for its last observations, "
+                    "which is right only for an environment that does not reset itself"
+                )
             final = self._stack("final_states", infos["final_states"] if resets else next_states, group.names, width)
             shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
             final = final[envs]  # only the rows of environments that ended mean anything

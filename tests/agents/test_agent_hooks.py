@@ -635,3 +635,35 @@ def test_a_value_without_its_last_dimension_is_refused(shared: bool) -> None:
     with pytest.raises(ValueError, match=r"FlatValue.compute returned a tensor of shape"):
         play(agent, ROLLOUTS)
     assert torch.equal(weights(agent), before)
+
+
+def test_an_environment_that_hides_its_last_observations_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
+    agent = build(IPPO, time_limit_bootstrap=True)
+    for t in range(2):
+        record(agent, t, truncated=flags(1, 0, 0))
+    assert [record.message for record in caplog.records if "final_states" in record.message] == [
+        "an episode was truncated and infos has no 'final_states': next_states are taken for its last observations, "
+        "which is right only for an environment that does not reset itself"
+    ]
+
+
+def test_learning_refuses_steps_in_which_an_agent_is_absent() -> None:
+    agent = build(IPPO)
+    alive = {"a": torch.ones(ENVS, 1, dtype=torch.bool), "b": torch.tensor([[True], [False], [True]])}
+    with pytest.raises(NotImplementedError, match="agent 'b' left before the others"):
+        record(agent, infos={**infos(), "active_masks": alive})
+
+
+def test_a_critic_of_several_values_is_refused() -> None:
+    class Wide(Value):
+        def compute(self, inputs: Any, role: str = "") -> tuple[Any, ...]:
+            value, _ = super().compute(inputs, role)
+            return torch.cat([value, value], dim=-1), {}
+
+    models = build_models(IPPO)
+    for roles in models.values():
+        roles["value"] = Wide(space(OBSERVATIONS), CHOICE, hidden=(8,))
+    agent = IPPO(NAMES, models, build_memories(), cfg={"rollouts": ROLLOUTS, "experiment": OFF})
+    agent.init()
+    with pytest.raises(ValueError, match="expected one value"):
+        play(agent, ROLLOUTS)
