@@ -1,7 +1,7 @@
 """Train IPPO on any PettingZoo parallel environment, given by the name of its module.
 
     python examples/ippo_pettingzoo.py mpe2.simple_speaker_listener_v4 --timesteps 2000
-    python examples/ippo_pettingzoo.py pettingzoo.butterfly.pistonball_v6 --num-envs 2
+    python examples/ippo_pettingzoo.py mpe2.simple_spread_v3 --option continuous_actions=True --distinct
 
 Options of the environment go behind ``--option``: ``--option max_cycles=50 --option continuous_actions=True``.
 """

@@ -32,7 +32,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--evaluation-episodes", type=int, default=512)
     parser.add_argument("--directory", default="runs")
-    parser.add_argument("--name", default="", help="name of the run's folder")
+    parser.add_argument("--name", default="", help="name of the run's folder; its time by default")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(arguments)
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> float:
     cfg["grad_norm_clip"] = 10.0
     cfg["time_limit_bootstrap"] = True
     cfg["experiment"]["directory"] = args.directory
-    cfg["experiment"]["experiment_name"] = args.name or f"{args.algorithm}_spread_seed{args.seed}"
+    cfg["experiment"]["experiment_name"] = args.name
 
     models = build_models(env, args.algorithm, shared=True, hidden=(128, 128))
     memories = {uid: RandomMemory(cfg["rollouts"], env.num_envs, env.device) for uid in env.possible_agents}
@@ -95,7 +95,10 @@ def main(arguments: list[str] | None = None) -> float:
     seconds = time.monotonic() - start
 
     results = trainer.eval(episodes=args.evaluation_episodes)
-    print(f"learning curve: {plot(agent.experiment_dir)}")
+    try:
+        print(f"learning curve: {plot(agent.experiment_dir)}")
+    except ImportError:
+        print(f"learning curve: {agent.experiment_dir / 'metrics.csv'} (a picture of it needs matplotlib)")
     print(f"checkpoint: {agent.best_checkpoint}")
     print(
         f"final evaluation return: {results['mean']:.2f} (sum over agents) after {args.timesteps * env.num_envs} env steps "

@@ -110,6 +110,7 @@ class MultiAgent(ABC):
         self._episodes: EpisodeCounter | None = None
         #: mean return of the team over the episodes that ended last, None before the first
         self.recent_return: float | None = None
+        self._finished: list[tuple[Tensor, Tensor]] = []  # returns [N, A] and lengths [N] since the last writing
         self._best_return = float("-inf")
         self._clock = (0, 0.0)  # time step and time of the last writing
         self._started = 0.0
@@ -195,6 +196,7 @@ class MultiAgent(ABC):
         self._tracker.close()
         self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
         self._episodes = None
+        self._finished.clear()
         self._started = time.monotonic()
         self._clock = (0, self._started)
 
@@ -248,11 +250,17 @@ class MultiAgent(ABC):
             self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
         finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
         if finished is not None:
-            self._track_episodes(*finished)
+            self.recent_return = float(finished[0].sum(dim=1).mean())
+            if self._tracker.enabled:
+                self._finished.append(finished)
 
-    def _track_episodes(self, returns: Tensor, lengths: Tensor) -> None:
+    def _track_episodes(self) -> None:
+        """Track the episodes that ended since the last writing, each of which counts the same."""
+        if not self._finished:
+            return
+        returns, lengths = (torch.cat(parts) for parts in zip(*self._finished, strict=True))
+        self._finished.clear()
         team = returns.sum(dim=1)
-        self.recent_return = float(team.mean())
         for name, values in (("Reward / Total reward", team), ("Episode / Total timesteps", lengths.double())):
             self.track_data(f"{name} (max)", values.max())
             self.track_data(f"{name} (min)", values.min())
@@ -328,6 +336,7 @@ class MultiAgent(ABC):
 
     def write_tracking_data(self, timestep: int, timesteps: int) -> None:
         """Write what was tracked since the last time to TensorBoard and ``metrics.csv``."""
+        self._track_episodes()
         now = time.monotonic()
         steps, since = timestep - self._clock[0], now - self._clock[1]
         if self._episodes is not None and steps > 0 and since > 0:
@@ -359,6 +368,7 @@ class MultiAgent(ABC):
         for uid, value in results["agents"].items():
             self.track_data(f"Evaluation / Return ({uid})", value)
         self.write_tracking_data(timestep, timesteps)
+        self._clock = (timestep, time.monotonic())  # the evaluation's time is not the training's
         if results["mean"] > self._best_return:
             self._best_return = float(results["mean"])
             if self._checkpoint_interval > 0:

@@ -27,6 +27,7 @@ def check_models(models: Mapping[str, Mapping[str, Model]]) -> None:
         for role, model in roles.items():
             if not isinstance(model, Model):
                 raise TypeError(f"models[{uid!r}][{role!r}]: expected a coterie Model, got {type(model).__name__}")
+            model.to(model.device)  # hand-written models need not place their layers themselves
             model.init_state_dict(role)
         policy = roles["policy"]
         if not isinstance(policy, StochasticMixin):
@@ -81,16 +82,17 @@ def refuse_absence(infos: Mapping[str, Any]) -> None:
             )
 
 
-def check_finite(what: str, tensor: Tensor, names: Sequence[str]) -> None:
-    """Refuse NaN and infinity in ``[B, A, F]``.
+def check_finite(what: str, tensor: Tensor, names: Sequence[str], num_envs: int | None = None) -> None:
+    """Refuse NaN and infinity in ``[E, A, F]``, or in a rollout ``[T * E, A, F]`` of ``num_envs`` environments.
 
-    :raises ValueError: naming agent, row, element and value
+    :raises ValueError: naming agent, element, environment and value
     """
     # a finite sum vouches for all its terms; an infinite one may be an overflow of large finite numbers
     if not tensor.dtype.is_floating_point or math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all()):
         return
     row, agent, element = (int(i) for i in (~tensor.isfinite()).nonzero()[0])
+    place = f"environment {row}" if num_envs is None else f"environment {row % num_envs}, step {row // num_envs}"
     raise ValueError(
         f"{what}[{names[agent]!r}]: expected finite numbers, got {float(tensor[row, agent, element])} in element {element} of "
-        f"row {row} (environment {row}, in a single step); nothing was learned from it"
+        f"{place}; nothing was learned from it"
     )

@@ -198,7 +198,7 @@ class MultiAgentPPO(MultiAgent):
             observed = self._stack("states", states, group.names, group.observation_width)
             self._check_finite("states", observed, group.names)
             distribution = self._distribution(group, self._normalise(group, observed))
-            if timestep < self.agent_cfg["random_timesteps"][group.names[0]]:
+            if self.training and timestep < self.agent_cfg["random_timesteps"][group.names[0]]:
                 chosen = group.policy.models[0].random_act({"states": observed}, "policy")[0]
                 latent = distribution.latent(chosen)
             else:
@@ -230,6 +230,7 @@ class MultiAgentPPO(MultiAgent):
         refuse_absence(infos)
         shared = self._shared_state(infos, "shared_states")
         if self._shared is not None and shared is not None:
+            self._check_finite("infos['shared_states']", shared.unsqueeze(1), ["team"])
             self._shared.add_samples(shared_states=shared)
         for group in self.groups:
             observed = self._stack("states", states, group.names, group.observation_width)
@@ -260,7 +261,9 @@ class MultiAgentPPO(MultiAgent):
         if row + 1 == self.rollouts:
             following = self._stack("next_states", next_states, group.names, width)
             shared = self._shared_state(infos, "shared_next_states")
-            self._storage[group.names].keep_last(self.critic_states(following, shared))
+            critic = self.critic_states(following, shared)
+            self._check_finite("the critic's next states", critic, group.names)
+            self._storage[group.names].keep_last(critic)
         if not self._bootstraps:
             return
         envs = cut.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
@@ -269,14 +272,14 @@ class MultiAgentPPO(MultiAgent):
             if not resets and not self._warned:
                 self._warned = True
                 _log.warning(
-                    "an episode was truncated and infos has no 'final_states': next_states are taken for its last observations, "
-                    "which is right only for an environment that does not reset itself"
+                    "an episode was truncated and infos has no 'final_states': next_states are taken for its last "
+                    "observations, which is right only for an environment that does not reset itself"
                 )
             final = self._stack("final_states", infos["final_states"] if resets else next_states, group.names, width)
             shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
             final = final[envs]  # only the rows of environments that ended mean anything
-            self._check_finite("final_states", final, group.names)
             critic = self.critic_states(final, None if shared is None else shared[envs])
+            self._check_finite("the critic's final states", critic, group.names)
             self._storage[group.names].keep_cut(row, envs, critic)
 
     def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:
@@ -324,12 +327,14 @@ class MultiAgentPPO(MultiAgent):
 
     def post_interaction(self, timestep: int, timesteps: int) -> None:
         if self._storage and self._recorded and self._recorded % self.rollouts == 0:
-            self.set_mode("train")
             self._update(timestep, timesteps)
-            self.set_mode("eval")
             for rollout in self._storage.values():
                 rollout.clear()
         super().post_interaction(timestep, timesteps)
+
+    def set_running_mode(self, mode: str) -> None:
+        super().set_running_mode(mode)
+        self._pending.clear()
 
     # ---- networks --------------------------------------------------------------------------------------------------------
 
@@ -362,9 +367,16 @@ class MultiAgentPPO(MultiAgent):
     # ---- the update ------------------------------------------------------------------------------------------------------
 
     def _update(self, timestep: int, timesteps: int) -> None:
-        for learner in self.learners:
-            if timestep >= self.agent_cfg["learning_starts"][learner.names[0]]:
+        due = [e for e in self.learners if timestep >= self.agent_cfg["learning_starts"][e.names[0]]]
+        for group in (group for learner in due for group in learner.groups):
+            for name in ("states", "rewards"):
+                rollout = self._storage[group.names]
+                check_finite(f"the rollout's {name}", rollout.rows(name), group.names, rollout.memory.num_envs)
+        for learner in due:
+            try:
                 self._learn(learner)
+            finally:
+                self.set_mode("eval")
 
     def _learn(self, learner: Learner) -> None:
         """One update of the learner's parameter sets: targets, epochs of minibatches, normalisers."""
@@ -372,6 +384,7 @@ class MultiAgentPPO(MultiAgent):
         leader = learner.names[0]
         epochs, parts = self.agent_cfg["learning_epochs"][leader], self.agent_cfg["mini_batches"][leader]
         batches = self._batches(learner)
+        self.set_mode("train")  # only now: targets are those of the critics as they act
         statistics = UpdateStatistics(learner)
         learner.optimizers.begin_update()
         for _ in range(epochs):
@@ -434,8 +447,6 @@ class MultiAgentPPO(MultiAgent):
         :return: the critics' normalised inputs ``[N, A or 1, F]`` and predictions ``[N, A, 1]`` of all rows
         """
         rollout = self._storage[group.names]
-        for name in ("states", "rewards"):
-            check_finite(f"the rollout's {name}", rollout.rows(name), group.names)
         shared = None if self._shared is None else self._shared.get_tensor_by_name("shared_states", keepdim=False)
         critic = self._normalise_critic(group, self.critic_states(rollout.rows("states"), shared))
         predicted = self._predict(group, critic).expand(-1, group.size, -1)

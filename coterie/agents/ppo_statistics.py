@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from coterie.agents.groups import Group, Learner
+from coterie.functional import kl_estimate
 
 __all__ = ["UpdateStatistics"]
 
@@ -50,11 +51,8 @@ class UpdateStatistics:
         std: Tensor | None,
     ) -> None:
         """Add a minibatch: losses and entropy ``[A]``, log-ratios ``[B, A, 1]``, clipping ranges ``[A, 1]`` or one for all."""
-        change = log_ratio.expm1()
-        kl = (change - log_ratio).mean(
-            dim=(0, 2)
-        )  # as functional.kl_estimate: the clip fraction needs its first term, too
-        clipped = (change.abs() > ratio_clip).float().mean(dim=(0, 2))
+        kl = kl_estimate(log_ratio).mean(dim=(0, 2))
+        clipped = (log_ratio.expm1().abs() > ratio_clip).float().mean(dim=(0, 2))
         self._sums[group.names] += torch.stack([policy_loss, value_loss, entropy, kl, clipped])
         if std is not None:
             self._stds[group.names] = std.detach()

@@ -31,7 +31,8 @@ class Model(nn.Module):
 
     ``inputs["states"]`` is the model's own input ``[B, num_observations]``: an agent's observation, or the shared state for a
     centralised critic. ``compute`` must treat the rows of a batch one by one and keep no tensors on ``self``: models of
-    one architecture then run as a single batched computation, whatever they are written like.
+    one architecture then run as a single batched computation, whatever they are written like. Plain attributes that it reads
+    are taken as they are when the agent is built.
 
     :param observation_space: space of the model's input (or its flat size)
     :param action_space: space of the agent's actions (or its flat size)

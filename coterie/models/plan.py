@@ -65,9 +65,21 @@ def trace(model: Model, role: str) -> tuple[fx.Graph, str] | None:
     """Trace ``model.compute``: its graph, and a text equal for models that compute the same function of their parameters.
 
     :return: None where the model cannot be traced (control flow on values, other inputs, calls that the tracer cannot follow)
+        or computes something else in training than in evaluation
 
     :raises ValueError: ``compute`` keeps tensors on ``self``, so that one call changes what another returns
     """
+    mode = model.training
+    try:
+        traces = [_trace_once(model.train(training), role) for training in (True, False)]
+    finally:
+        model.train(mode)
+    if traces[0] is None or traces[1] is None or traces[0][1] != traces[1][1]:
+        return None
+    return traces[0]
+
+
+def _trace_once(model: Model, role: str) -> tuple[fx.Graph, str] | None:
     before = dict(vars(model))
     try:
         graph = _Tracer().trace(_Traceable(model, role))

@@ -138,24 +138,28 @@ class SequentialTrainer:
         played = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
         returns: list[Tensor] = []
         lengths: list[Tensor] = []
-        with _undisturbed_random_numbers(self.agents.device):
-            for _, rewards, terminated, truncated in self._loop(env, self.cfg["evaluation_timesteps"], training=False):
-                ended = (_columns(terminated, names) | _columns(truncated, names)).all(dim=1)
-                finished = counter.add(_columns(rewards, names), ended)
-                if finished is None:
-                    continue
-                counts = played[ended] < quota
-                returns.append(finished[0][counts])
-                lengths.append(finished[1][counts])
-                played += ended
-                if bool((played >= quota).all()):
-                    break
-            else:
-                raise RuntimeError(
-                    f"only {int(played.sum())} of {quota * env.num_envs} episodes ended within "
-                    f"{self.cfg['evaluation_timesteps']} steps; raise evaluation_timesteps"
-                )
-        self.agents.set_running_mode("train" if was_training else "eval")
+        try:
+            with _undisturbed_random_numbers(self.agents.device):
+                for _, rewards, terminated, truncated in self._loop(
+                    env, self.cfg["evaluation_timesteps"], training=False
+                ):
+                    ended = (_columns(terminated, names) | _columns(truncated, names)).all(dim=1)
+                    finished = counter.add(_columns(rewards, names), ended)
+                    if finished is None:
+                        continue
+                    counts = played[ended] < quota
+                    returns.append(finished[0][counts])
+                    lengths.append(finished[1][counts])
+                    played += ended
+                    if bool((played >= quota).all()):
+                        break
+                else:
+                    raise RuntimeError(
+                        f"only {int(played.sum())} of {quota * env.num_envs} episodes ended within "
+                        f"{self.cfg['evaluation_timesteps']} steps; raise evaluation_timesteps"
+                    )
+        finally:
+            self.agents.set_running_mode("train" if was_training else "eval")
         by_agent = torch.cat(returns)
         team = by_agent.sum(dim=1)
         return {

@@ -269,7 +269,7 @@ def test_a_wrong_shape_is_shown(shapes: Sequence[tuple[int, ...]], message: str)
 def test_an_observation_that_is_no_number_is_found(value: float, shared: bool) -> None:
     states = by_agent(OBSERVATIONS)
     states["b"][2, 3] = value
-    with pytest.raises(ValueError, match=rf"states\['b'\]: .*got {value} in element 3 of row 2"):
+    with pytest.raises(ValueError, match=rf"states\['b'\]: .*got {value} in element 3 of environment 2"):
         build(shared=shared).act(states, 0, 1)
 
 
@@ -290,6 +290,7 @@ def test_random_timesteps(kind: type[Model]) -> None:
             else:
                 own.get_parameter("log_std_parameter").fill_(-5.0)
     agent = IPPO(NAMES, {uid: {"policy": own} for uid, own in policies.items()}, cfg={"random_timesteps": 3})
+    agent.set_running_mode("train")
     states = by_agent(OBSERVATIONS, envs=3000)
     drawn, log_prob, _ = agent.act(states, 2, 10)
     chosen, _, _ = agent.act(states, 3, 10)
@@ -308,6 +309,8 @@ def test_random_timesteps(kind: type[Model]) -> None:
 
 def test_random_actions_of_an_unbounded_space_are_refused() -> None:
     agent = IPPO(NAMES, build_models(IPPO, FREE), cfg={"random_timesteps": 3})
+    agent.act(by_agent(OBSERVATIONS), 0, 10)  # an evaluation is not random
+    agent.set_running_mode("train")
     with pytest.raises(ValueError, match="set random_timesteps to 0"):
         agent.act(by_agent(OBSERVATIONS), 0, 10)
 
@@ -340,7 +343,7 @@ def test_what_is_recorded_needs_its_width(what: str) -> None:
 def test_a_reward_that_is_no_number_is_found(value: float) -> None:
     rewards = by_agent(1)
     rewards["b"][1] = value
-    with pytest.raises(ValueError, match=rf"rewards\['b'\]: .*got {value} in element 0 of row 1"):
+    with pytest.raises(ValueError, match=rf"rewards\['b'\]: .*got {value} in element 0 of environment 1"):
         record(build(), rewards=rewards)
 
 
@@ -454,6 +457,7 @@ def test_rewards_are_shaped_for_each_agent() -> None:
 
 def tracked(agent: MultiAgent, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
+    monkeypatch.setattr(type(agent._tracker), "enabled", True)
     monkeypatch.setattr(agent, "track_data", lambda tag, value: found.setdefault(tag, []).append(float(value)))
     return found
 
@@ -461,6 +465,7 @@ def tracked(agent: MultiAgent, monkeypatch: pytest.MonkeyPatch) -> dict[str, lis
 def step(agent: MultiAgent, a: list[float], b: list[float], ended: list[int], how: str = "terminated") -> None:
     rewards = {"a": torch.tensor(a).view(-1, 1), "b": torch.tensor(b).view(-1, 1)}
     record(agent, rewards=rewards, **{how: flags(*ended)})
+    agent._track_episodes()
 
 
 @pytest.mark.parametrize("how", ["terminated", "truncated"])
@@ -496,10 +501,12 @@ def test_an_episode_is_over_when_it_is_for_every_agent(monkeypatch: pytest.Monke
     found = tracked(agent, monkeypatch)
     ends = {"a": torch.tensor([[True], [False], [False]]), "b": torch.zeros(ENVS, 1, dtype=torch.bool)}
     record(agent, rewards=dict.fromkeys(NAMES, torch.ones(ENVS, 1)), terminated=ends)
+    agent._track_episodes()
     assert found == {}, "b goes on after a died"
     cut = {"a": torch.zeros(ENVS, 1, dtype=torch.bool), "b": torch.tensor([[True], [False], [False]])}
     rewards = {"a": torch.zeros(ENVS, 1), "b": torch.ones(ENVS, 1)}
     record(agent, rewards=rewards, terminated=ends, truncated=cut)
+    agent._track_episodes()
     assert found["Reward / Total reward (a)"] == [1.0]
     assert found["Reward / Total reward (b)"] == [2.0]
 
@@ -550,19 +557,32 @@ def test_what_is_no_number_never_reaches_the_weights(algorithm: type[MultiAgent]
     agent.memories["b"].get_tensor_by_name(name)[1, 2, 0] = float("nan")
     before = weights(agent)
     with pytest.raises(
-        ValueError, match=rf"the rollout's {name}\['b'\]: expected finite numbers, got nan in element 0"
+        ValueError,
+        match=rf"the rollout's {name}\['b'\]: expected finite numbers, got nan in element 0 of environment 2, step 1",
     ):
         agent.post_interaction(ROLLOUTS - 1, 100)
     assert torch.equal(weights(agent), before)
 
 
 def test_models_are_in_train_mode_during_updates_only() -> None:
-    agent = build()
-    seen = []
-    agent._update = lambda timestep, timesteps: seen.append(agent.models["a"]["policy"].training)  # type: ignore[assignment, func-returns-value, method-assign]
+    class Watched(Value):
+        modes: list[tuple[bool, bool]]
+
+        def compute(self, inputs: Any, role: str = "") -> tuple[Any, ...]:
+            if hasattr(self, "modes"):
+                self.modes.append((self.training, torch.is_grad_enabled()))
+            return super().compute(inputs, role)
+
+    models = build_models(IPPO, shared=True)
+    critic = models["a"]["value"] = models["b"]["value"] = Watched(space(OBSERVATIONS), CHOICE, hidden=(8,))
+    agent = IPPO(NAMES, models, build_memories(), cfg={"rollouts": ROLLOUTS, "experiment": OFF})
+    agent.init()
+    agent.set_running_mode("train")
+    critic.modes = []
     play(agent, ROLLOUTS)
-    assert seen == [True]
-    assert not agent.models["a"]["policy"].training
+    # targets are taken in eval mode and without gradients, losses in train mode and with them
+    assert set(critic.modes) == {(False, False), (True, True)}
+    assert not critic.training
 
 
 def test_running_modes() -> None:
@@ -641,10 +661,8 @@ def test_an_environment_that_hides_its_last_observations_is_warned_about_once(ca
     agent = build(IPPO, time_limit_bootstrap=True)
     for t in range(2):
         record(agent, t, truncated=flags(1, 0, 0))
-    assert [record.message for record in caplog.records if "final_states" in record.message] == [
-        "an episode was truncated and infos has no 'final_states': next_states are taken for its last observations, "
-        "which is right only for an environment that does not reset itself"
-    ]
+    (warning,) = [record.message for record in caplog.records if "final_states" in record.message]
+    assert "right only for an environment that does not reset itself" in warning
 
 
 def test_learning_refuses_steps_in_which_an_agent_is_absent() -> None:
