@@ -23,6 +23,7 @@ def test_the_configuration_page_is_generated_from_the_defaults() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_links_and_named_files_exist(page: Path) -> None:
     text = page.read_text()
+    assert not re.search(r"PLACEHOLDER|@[A-Z]+@|TODO", text)
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     named = re.findall(r"`((?:examples|benchmarks|docs|tests|coterie)/[\w./-]+)`", text)
     missing = [link for link in links if not (page.parent / link).exists()]
