@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": Tanh,
+    "tanh": lambda: Tanh(inplace=True),  # it follows a linear layer, which does not need its output
     "relu": nn.ReLU,
     "elu": nn.ELU,
     "gelu": nn.GELU,

@@ -208,10 +208,14 @@ class _Compiler:
             shift = self._stack(f"{name}.bias", lambda b: b.unsqueeze(1))
             return lambda values: torch.addcmul(shift, F.layer_norm(values[x], shape, eps=eps), gain)
         if type(module) in (nn.Tanh, Tanh):
-            return lambda values: tanh(values[x])
+            inplace = len(argument.users) == 1 and self._is_linear(argument)
+            return lambda values: tanh(values[x], inplace)
         if type(module) in ELEMENTWISE_MODULES and not getattr(module, "inplace", False):
             return lambda values: module(values[x])
         raise _NoBatchedFormError
+
+    def _is_linear(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and type(self._roots[0].get_submodule(str(node.target))) is nn.Linear
 
     def _call_function(self, node: fx.Node) -> Step:
         if node.target in (torch.cat, torch.concat):
