@@ -71,6 +71,11 @@ class AgentTensors(Mapping[str, Tensor]):
         tensor = self._stacks.get(tuple(names))
         return tensor if tensor is not None else torch.stack([self[name] for name in names], dim=1)
 
+    def join(self, names: Sequence[str]) -> Tensor:
+        """Put the named agents' tensors side by side, ``[E, sum of sizes]``; a view where they are stacked in that order."""
+        tensor = self._stacks.get(tuple(names))
+        return tensor.flatten(1) if tensor is not None else torch.cat([self[name].flatten(1) for name in names], dim=1)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> AgentTensors:
         """Apply ``function`` to every stacked tensor; it must keep dimensions 0 and 1."""
         return AgentTensors({names: function(tensor) for names, tensor in self._stacks.items()})

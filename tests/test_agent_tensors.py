@@ -83,3 +83,13 @@ def test_a_dimension_that_does_not_match_the_names_is_refused(shape: tuple[int, 
 def test_a_name_in_two_stacks_is_refused() -> None:
     with pytest.raises(ValueError, match="'a' stands in more than one stack"):
         AgentTensors({("a",): torch.zeros(1, 1), cast("tuple[str, ...]", ("b", "a")): torch.zeros(1, 2)})
+
+
+def test_join_puts_agents_side_by_side() -> None:
+    stacked = torch.arange(12.0).view(2, 3, 2)
+    tensors = AgentTensors.single(["a", "b", "c"], stacked)
+    assert tensors.join(["a", "b", "c"]).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert tensors.join(["a", "b", "c"]).data_ptr() == stacked.data_ptr()
+    assert tensors.join(["c", "a"]).tolist() == [[4, 5, 0, 1], [10, 11, 6, 7]]
+    unequal = AgentTensors({("a",): torch.ones(2, 1, 1), ("b",): torch.zeros(2, 1, 3)})
+    assert unequal.join(["b", "a"]).tolist() == [[0, 0, 0, 1]] * 2

@@ -101,7 +101,9 @@ class PettingZooEnv(MultiAgentEnv):
         if self._states is None:
             raise EnvError("state() was called before reset()")
         if self._shared is None:
-            self._shared = self._own_states(self._copies) if self._own_state else self._join(self._states)
+            self._shared = (
+                self._own_states(self._copies) if self._own_state else self._states.join(self.possible_agents)
+            )
         return self._shared
 
     def render(self) -> Any:
@@ -135,7 +137,7 @@ class PettingZooEnv(MultiAgentEnv):
         final = self._gather({group: buffer.copy() for group, buffer in buffers.items()})
         check_finite(final, "observation", f"step {self._age}")
         infos["final_states"] = final
-        infos["final_shared_states"] = self._own_states(over) if self._own_state else self._join(final)
+        infos["final_shared_states"] = self._own_states(over) if self._own_state else final.join(self.possible_agents)
         reported = [copy.infos if copy in over else None for copy in self._copies]
         if any(map(_says_something, reported)):
             infos["final_env_infos"] = reported
@@ -175,12 +177,6 @@ class PettingZooEnv(MultiAgentEnv):
         states = self._tensor(rows)
         check_state_finite(states, f"step {self._age}")
         return states
-
-    def _join(self, observations: AgentTensors) -> Tensor:
-        """Put all agents' observations into one state ``[E, sum of obs]``; a view where they are stacked already."""
-        if len(self._team.groups) == 1:
-            return observations.stack(self._names).flatten(1)
-        return torch.cat([observations[name] for name in self.possible_agents], dim=1)
 
     def _find_state_space(self) -> spaces.Box:
         """Settle whose state counts and how wide it is, and return its space."""

@@ -104,7 +104,7 @@ class VmasEnv(MultiAgentEnv):
         over = terminated | truncated
         if over.any():
             infos["final_states"] = states
-            infos["final_shared_states"] = self._join(states)
+            infos["final_shared_states"] = states.join(self.possible_agents)
             states = self._begin_again(over, states)
         self._states = states
         every = (self.num_envs, len(self.possible_agents), 1)
@@ -114,7 +114,7 @@ class VmasEnv(MultiAgentEnv):
     def state(self) -> Tensor:
         if self._states is None:
             raise EnvError("state() was called before reset()")
-        return self._join(self._states)
+        return self._states.join(self.possible_agents)
 
     def render(self, **kwargs: Any) -> Any:
         """Return VMAS's picture of copy 0; arguments are those of its own ``render``."""
@@ -172,12 +172,6 @@ class VmasEnv(MultiAgentEnv):
 
     def _by_agent(self, tensor: Tensor) -> AgentTensors:
         return AgentTensors.single(self.possible_agents, tensor.to(self.device))
-
-    def _join(self, observations: AgentTensors) -> Tensor:
-        """Put all agents' observations into one state ``[E, sum of obs]``; a view where they are stacked already."""
-        if len(self._groups) == 1:
-            return observations.stack(self._groups[0]).flatten(1)
-        return torch.cat([observations[name] for name in self.possible_agents], dim=1)
 
     def _translate(self, team_space: Any) -> dict[str, gymnasium.Space]:
         """Return the agents' spaces, which VMAS keeps in a Tuple or Dict of the older ``gym``, as gymnasium's."""
