@@ -28,14 +28,16 @@ from torch import Tensor, nn
 from coterie._version import __version__
 from coterie.agent_tensors import stack_agents
 from coterie.agents.checkpoints import CheckpointError, check_states, read_checkpoint, write_checkpoint
-from coterie.agents.checks import check_finite, check_models
-from coterie.agents.config import Config, Key, resolve
+from coterie.agents.checks import check_finite, check_models, with_scripts
+from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
+from coterie.agents.masks import Masks, blank
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.tracking import Tracker, experiment_directory, make_writable
 from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory
 from coterie.models.base import Model
+from coterie.models.scripted import ScriptedPolicy
 from coterie.spaces import flat_size
 
 __all__ = ["MultiAgent"]
@@ -45,8 +47,10 @@ class MultiAgent(ABC):
     """A team of agents. An algorithm writes :meth:`act`, :meth:`record_transition` and :meth:`_update`.
 
     :param possible_agents: the agents' names
-    :param models: ``{uid: {"policy": ..., "value": ...}}``; the same object for several agents means shared parameters
-    :param memories: one memory per agent, whose tensors become views of the group's storage; None to act and evaluate only
+    :param models: ``{uid: {"policy": ..., "value": ...}}``; the same object for several agents means shared parameters. A
+        policy may be a plain function ``(states, action_masks) -> actions``, see :class:`ScriptedPolicy`
+    :param memories: one memory per agent that learns, whose tensors become views of the group's storage; None to act and
+        evaluate only
     :param observation_spaces: space of each agent's observation; taken from the policies by default
     :param action_spaces: space of each agent's actions; taken from the policies by default
     :param device: where everything is computed; that of the first policy by default
@@ -81,8 +85,14 @@ class MultiAgent(ABC):
         self.possible_agents = list(possible_agents)
         if not self.possible_agents or len(set(self.possible_agents)) != len(self.possible_agents):
             raise ValueError(f"possible_agents: expected distinct names, got {self.possible_agents}")
-        self.models = {uid: dict(roles) for uid, roles in self._by_agent("models", models).items()}
-        check_models(self.models)
+        given = self._by_agent("models", models)
+        self.models = {
+            uid: with_scripts(uid, roles, observation_spaces, action_spaces) for uid, roles in given.items()
+        }
+        self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
+        #: agents that learn; the others act and are seen by critics
+        self.learning_agents = [uid for uid in self.possible_agents if self._learns(uid)]
+        check_models(self.models, self.learning_agents)
         first = self.models[self.possible_agents[0]]["policy"]
         self.device = first.device if device is None else torch.device(device)
         policies = {uid: roles["policy"] for uid, roles in self.models.items()}
@@ -97,12 +107,13 @@ class MultiAgent(ABC):
             if shared_observation_spaces is None
             else self._by_agent("shared_observation_spaces", shared_observation_spaces)
         )
-        self.memories = None if memories is None else self._by_agent("memories", memories)
-        self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
+        self.memories = None if memories is None else self._memories(memories)
         self._check_policies()
         self.learners = self._partition()
         self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
         self.training = False
+        self._masks = Masks()  # of the states that were last acted upon
+        self._next_masks = Masks()  # of those that the last step led to
         self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
         self._tracker = Tracker(None)
         self._write_interval = 0
@@ -129,6 +140,18 @@ class MultiAgent(ABC):
             )
         return {uid: values[uid] for uid in self.possible_agents}
 
+    def _learns(self, uid: str) -> bool:
+        scripted = isinstance(self.models[uid]["policy"], ScriptedPolicy) if "policy" in self.models[uid] else False
+        return bool(self.agent_cfg["trainable"][uid]) and not scripted
+
+    def _memories(self, memories: Mapping[str, Memory]) -> dict[str, Memory]:
+        """The memories of those that learn; others need none."""
+        if isinstance(memories, Mapping):
+            idle = {uid for uid in self.possible_agents if uid not in self.learning_agents}
+            memories = {**dict.fromkeys(idle), **memories}  # type: ignore[arg-type]
+        by_agent = self._by_agent("memories", memories)
+        return {uid: memory for uid, memory in by_agent.items() if memory is not None or uid in self.learning_agents}
+
     def _check_policies(self) -> None:
         for uid, roles in self.models.items():
             policy = roles["policy"]
@@ -151,7 +174,10 @@ class MultiAgent(ABC):
                 action_space=self.action_spaces[uid],
                 state_space=None if self.shared_observation_spaces is None else self.shared_observation_spaces[uid],
                 own=self._settings(self.OWN_KEYS, uid),
-                common=self._settings(self.COMMON_KEYS, uid),
+                common=(
+                    self._settings(self.COMMON_KEYS, uid),
+                    repr([self.models[uid][role].get_specification() for role in sorted(self.models[uid])]),
+                ),
             )
             for i, uid in enumerate(self.possible_agents)
         ]
@@ -161,9 +187,22 @@ class MultiAgent(ABC):
         """The values that ``uid`` has of some keys, as something that compares."""
         return tuple((key, repr(self.agent_cfg[key][uid])) for key in keys)
 
-    def config_values(self, group: Group, key: str) -> float | Tensor:
-        """A number of the configuration as it enters a group's formulas: itself, or ``[A, 1]`` where agents differ."""
-        values = [float(self.agent_cfg[key][uid]) for uid in group.names]
+    def config_values(
+        self, group: Group, key: str, part: int = 0, timestep: int = 0, timesteps: int = 1
+    ) -> float | Tensor:
+        """A number of the configuration as it enters a group's formulas: itself, or ``[A, 1]`` where agents differ.
+
+        :param part: which of a pair, where the value is one
+        :param timestep: for schedules, with ``timesteps``
+        """
+
+        def number(uid: str) -> float:
+            value = self.agent_cfg[key][uid]
+            if isinstance(value, (tuple, list)):
+                value = value[part]
+            return scheduled_value(key, value, timestep, timesteps) if callable(value) else float(value)
+
+        values = [number(uid) for uid in group.names]
         if len(set(values)) == 1:
             return values[0]
         return torch.tensor(values, dtype=torch.float32, device=self.device).unsqueeze(1)
@@ -240,7 +279,9 @@ class MultiAgent(ABC):
         ``infos["shared_states"]`` and ``infos["shared_next_states"]`` (a trainer adds them) are the shared states ``[E, F]``
         that go with ``states`` and ``next_states``.
         """
-        earned = self._stack("rewards", rewards, self.possible_agents)
+        earned = blank(
+            self._stack("rewards", rewards, self.possible_agents), self._masks.present(self.possible_agents)
+        )
         self._check_finite("rewards", earned, self.possible_agents)  # before anything of the step is taken in
         ended = (
             self._stack("terminated", terminated, self.possible_agents)
@@ -248,6 +289,7 @@ class MultiAgent(ABC):
         ).all(dim=1)
         if self._episodes is None:
             self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
+        self._next_masks = Masks(infos)
         finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
         if finished is not None:
             self.recent_return = float(finished[0].sum(dim=1).mean())
@@ -292,6 +334,11 @@ class MultiAgent(ABC):
             raise ValueError(f"expected mode 'train' or 'eval', got {mode!r}")
         self.training = mode == "train"
         self.set_mode("eval")  # an update switches the models to "train" for its duration
+
+    def _note_masks(self, infos: Mapping[str, Any] | None) -> Masks:
+        """Take in the masks of the states that are to be acted upon: those of ``infos``, or of the last step without any."""
+        self._masks = self._next_masks if infos is None else Masks(infos)
+        return self._masks
 
     # ---- the border between names and groups ---------------------------------------------------------------------------
 
