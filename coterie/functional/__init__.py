@@ -1,6 +1,6 @@
 """Pure tensor maths: torch in, torch out."""
 
-from coterie.functional.advantages import gae, standardise
+from coterie.functional.advantages import gae, masked_mean, multi_agent_gae, outcome_known, standardise
 from coterie.functional.distributions import (
     categorical_entropy,
     categorical_log_prob,
@@ -20,8 +20,11 @@ __all__ = [
     "clipped_value_loss",
     "gae",
     "kl_estimate",
+    "masked_mean",
+    "multi_agent_gae",
     "normal_entropy",
     "normal_log_prob",
+    "outcome_known",
     "standardise",
     "tanh_log_derivative",
     "tanh_normal_entropy",
