@@ -190,9 +190,10 @@ def test_all_estimators_by_hand() -> None:
         kl_estimate(x, "k4")
 
 
-@pytest.mark.parametrize(("estimator", "tolerance"), [("k1", 1e-3), ("k2", 1.5e-3), ("k3", 5e-4)])
+@pytest.mark.parametrize(("estimator", "tolerance"), [("k1", 1e-3), ("k2", 3e-3), ("k3", 5e-4)])
 def test_every_estimator_averages_to_the_divergence_of_near_policies(estimator: str, tolerance: float) -> None:
-    # log 0.9 + 1.0025 / 1.62 - 1/2 = 0.0135; the other way round it would be 0.0116. k1 has a deviation of 2.6e-4
+    # log 0.9 + 1.0025 / 1.62 - 1/2 = 0.0135; the other way round it would be 0.0116. k1 has a deviation of 2.8e-4,
+    # k2 a bias: log w = 0.104 + 0.062 x - 0.117 x^2 has the mean -0.0135 and the variance 0.0313, hence k2 0.0158
     old, new = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.05, 0.9)
     x = old.sample(torch.Size([400_000]))
     log_ratio = new.log_prob(x) - old.log_prob(x)

@@ -98,7 +98,7 @@ class ActionMasks:
         return masks
 
     def _admit(self, names: Collection[str]) -> None:
-        layouts = {name: _Layout(name, self._action_spaces[name]) for name in names}
+        layouts = {name: _Layout(name, self._action_spaces[name]) for name in self._order if name in names}
         layouts.update(self._layouts)
         self._layouts = {name: layouts[name] for name in self._order if name in layouts}
         self._groups = group_agents({name: self._action_spaces[name] for name in self._layouts})

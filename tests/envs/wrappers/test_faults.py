@@ -276,8 +276,8 @@ def test_bad_multi_binary_action(scripted):
         with pytest.raises(EnvError, match=rf"'bob' in copy 0 is \[1, 0, {bad}, 1\]; .* allows 0 to 1 at element 2"):
             env.step({"ada": good, "bob": torch.tensor([[1, 0, bad, 1]])})
     for wrong in (good.float(), good.bool(), good[:, :2]):
-        with pytest.raises(EnvError, match=r"'bob' has .*expected integer tensor of shape \[1, 4\] for MultiBinary"):
-            env.step({"ada": good, "bob": wrong})
+        with pytest.raises(EnvError, match=r"'ada' has .*expected integer tensor of shape \[1, 4\] for MultiBinary"):
+            env.step({"ada": wrong, "bob": wrong})
 
 
 def test_box_actions(scripted, caplog):
