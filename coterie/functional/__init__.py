@@ -1,6 +1,7 @@
 """Pure tensor maths: torch in, torch out."""
 
 from coterie.functional.advantages import gae, masked_mean, multi_agent_gae, outcome_known, standardise
+from coterie.functional.diagnostics import explained_variance, is_clipped
 from coterie.functional.distributions import (
     categorical_entropy,
     categorical_kl,
@@ -22,7 +23,9 @@ __all__ = [
     "categorical_sample",
     "clipped_surrogate_loss",
     "clipped_value_loss",
+    "explained_variance",
     "gae",
+    "is_clipped",
     "kl_estimate",
     "masked_mean",
     "multi_agent_gae",
