@@ -41,20 +41,16 @@ class SetPreprocessor:
         if sets == 1:
             flat = x.reshape(1, batch * agents, -1)
             rows_mask = None if mask is None else mask.reshape(1, batch * agents, 1)
-            return self._apply(flat, train, inverse, rows_mask).view(batch, agents, -1)
+            return self._stacked(flat, train=train, inverse=inverse, mask=rows_mask).view(batch, agents, -1)
         share = agents // sets if agents > 1 else 1
 
         def by_set(tensor: Tensor) -> Tensor:
             return tensor.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
 
-        y = self._apply(by_set(x), train, inverse, None if mask is None else by_set(mask))
+        rows_mask = None if mask is None else by_set(mask)
+        y: Tensor = self._stacked(by_set(x), train=train, inverse=inverse, mask=rows_mask)
         y = y.unflatten(1, (batch, share)).transpose(0, 1).flatten(1, 2)
         return y if share == self._share else y.repeat_interleave(self._share, dim=1)
-
-    def _apply(self, x: Tensor, train: bool, inverse: bool, mask: Tensor | None) -> Tensor:
-        masked = {} if mask is None else {"mask": mask}  # a preprocessor of one's own need not know of masks
-        y: Tensor = self._stacked(x, train=train, inverse=inverse, **masked)
-        return y
 
 
 class OutputKeeper:
