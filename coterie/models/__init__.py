@@ -3,6 +3,7 @@
 from coterie.models.base import Model
 from coterie.models.build import build_models
 from coterie.models.mixins import (
+    BernoulliMixin,
     CategoricalMixin,
     DeterministicMixin,
     GaussianMixin,
@@ -20,6 +21,7 @@ from coterie.models.networks import (
 )
 
 __all__ = [
+    "BernoulliMixin",
     "CategoricalMixin",
     "CategoricalPolicy",
     "DeterministicMixin",
