@@ -3,6 +3,7 @@
 from coterie.models.base import Model
 from coterie.models.build import build_models
 from coterie.models.mixins import (
+    BernoulliMixin,
     CategoricalMixin,
     DeterministicMixin,
     GaussianMixin,
@@ -23,6 +24,7 @@ from coterie.models.recurrent import GRU, LSTM
 __all__ = [
     "GRU",
     "LSTM",
+    "BernoulliMixin",
     "CategoricalMixin",
     "CategoricalPolicy",
     "DeterministicMixin",
