@@ -19,6 +19,7 @@ from coterie.models.networks import (
     mlp,
 )
 from coterie.models.recurrent import GRU, LSTM
+from coterie.models.scripted import ScriptedPolicy
 
 __all__ = [
     "GRU",
@@ -32,6 +33,7 @@ __all__ = [
     "MultiCategoricalMixin",
     "MultiCategoricalPolicy",
     "MultivariateGaussianMixin",
+    "ScriptedPolicy",
     "TanhGaussianMixin",
     "TanhGaussianPolicy",
     "Value",
