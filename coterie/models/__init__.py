@@ -20,6 +20,7 @@ from coterie.models.networks import (
     mlp,
 )
 from coterie.models.recurrent import GRU, LSTM
+from coterie.models.scripted import ScriptedPolicy
 
 __all__ = [
     "GRU",
@@ -34,6 +35,7 @@ __all__ = [
     "MultiCategoricalMixin",
     "MultiCategoricalPolicy",
     "MultivariateGaussianMixin",
+    "ScriptedPolicy",
     "TanhGaussianMixin",
     "TanhGaussianPolicy",
     "Value",

@@ -143,8 +143,34 @@ class Model(nn.Module):
         self.requires_grad_(not freeze)
 
     def get_specification(self) -> dict[str, Any]:
-        """What a model asks of the machinery around it; a feed-forward model asks nothing."""
+        """What a model asks of the machinery around it; a feed-forward model asks nothing.
+
+        A recurrent one returns ``{"rnn": {"sizes": [(layers, hidden), ...], "sequence_length": L}}``: one size for each
+        state tensor (one for a GRU, two for an LSTM), and the number of steps that gradients flow through. ``compute`` is
+        then called one step at a time, with a list of states ``[layers, B, hidden]`` in ``inputs["rnn"]``, and returns the
+        new ones in its last item, ``{"rnn": [...]}``. States are zeroed where episodes start, and frozen where an agent does
+        not act, outside of it.
+
+        With ``"whole_sequences": True`` beside these, ``compute`` is called once for L steps of N sequences, and sees to that
+        itself, as the layers :class:`GRU` and :class:`LSTM` do: ``inputs["states"]`` is ``[L*N, F]``, row ``l * N + n`` being
+        step l of sequence n, ``inputs["rnn"]`` has the states ``[layers, N, hidden]`` before the first step,
+        ``inputs["length"]`` is L, and ``inputs["starts"]`` (True: the state is zeroed before this row) and
+        ``inputs["active"]`` (False: this row leaves the state as it was) are bool ``[L*N, 1]`` or None. It returns the
+        states after the last step.
+        """
         return {}
+
+    def output_layers(self) -> list[nn.Linear]:
+        """The layers whose outputs are a critic's values, which PopArt rescales: the linear layer that was made last.
+
+        :raises TypeError: the model has no linear layer
+        """
+        layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            raise TypeError(
+                f"{type(self).__name__} has no nn.Linear to take for its output layer: override output_layers"
+            )
+        return layers[-1:]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters to ``path``."""
