@@ -145,10 +145,10 @@ class MultiAgent(ABC):
 
     def _memories(self, memories: Mapping[str, Memory]) -> dict[str, Memory]:
         """The memories of those that learn; others need none."""
+        given: Mapping[str, Memory | None] = memories
         if isinstance(memories, Mapping):
-            idle = {uid for uid in self.possible_agents if uid not in self.learning_agents}
-            memories = {**dict.fromkeys(idle), **memories}  # type: ignore[arg-type]
-        by_agent = self._by_agent("memories", memories)
+            given = {**{uid: None for uid in self.possible_agents if uid not in self.learning_agents}, **memories}
+        by_agent = self._by_agent("memories", given)
         return {uid: memory for uid, memory in by_agent.items() if memory is not None or uid in self.learning_agents}
 
     def _check_policies(self) -> None:

@@ -185,8 +185,10 @@ class MultiAgentPPO(OnPolicyAgent):
         self._standardise(learner, masks)
         predicted = self._learn_returns(learner, evaluations, masks)
         return [
-            self._batch(learner, group, *parts)
-            for group, *parts in zip(learner.groups, critics, evaluations, predicted, masks, strict=True)
+            self._batch(learner, group, critic, evaluation, values, mask)
+            for group, critic, evaluation, values, mask in zip(
+                learner.groups, critics, evaluations, predicted, masks, strict=True
+            )
         ]
 
     def _critic_rows(self, group: Group, moment: Moment) -> CriticInput:
