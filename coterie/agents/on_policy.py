@@ -125,7 +125,9 @@ class OnPolicyAgent(MultiAgent):
             parts = self.agent_cfg["mini_batches"][learner.names[0]]
             if parts > sequences:
                 what = "samples" if length == 1 else f"sequences of {length} steps"
-                raise ValueError(f"mini_batches: {parts} for {learner.names[0]!r}, but a rollout has {sequences} {what}")
+                raise ValueError(
+                    f"mini_batches: {parts} for {learner.names[0]!r}, but a rollout has {sequences} {what}"
+                )
 
     def _make_preprocessors(self, learner: Learner) -> None:
         """Build the configured normalisers: one for each parameter set, since one network has one input scale."""
