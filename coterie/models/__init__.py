@@ -16,10 +16,11 @@ from coterie.models.networks import (
     MultiCategoricalPolicy,
     TanhGaussianPolicy,
     Value,
-    mlp,
 )
+from coterie.models.perceptrons import mlp
 from coterie.models.recurrent import GRU, LSTM
 from coterie.models.scripted import ScriptedPolicy
+from coterie.models.team_critics import TeamValue
 
 __all__ = [
     "GRU",
@@ -36,6 +37,7 @@ __all__ = [
     "ScriptedPolicy",
     "TanhGaussianMixin",
     "TanhGaussianPolicy",
+    "TeamValue",
     "Value",
     "build_models",
     "mlp",

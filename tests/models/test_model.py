@@ -205,8 +205,8 @@ def test_loading_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_unsupported_spaces_are_named() -> None:
-    space: gymnasium.Space = spaces.Dict({"a": spaces.Discrete(2)})
-    with pytest.raises(TypeError, match="Dict"):
+    space: gymnasium.Space = spaces.Dict({"a": spaces.Text(2)})
+    with pytest.raises(TypeError, match="Text"):
         Model(space, 2)
 
 
