@@ -3,6 +3,7 @@
 from coterie.models.base import Model
 from coterie.models.build import build_models
 from coterie.models.mixins import (
+    BernoulliMixin,
     CategoricalMixin,
     DeterministicMixin,
     GaussianMixin,
@@ -11,6 +12,7 @@ from coterie.models.mixins import (
     TanhGaussianMixin,
 )
 from coterie.models.networks import (
+    BernoulliPolicy,
     CategoricalPolicy,
     GaussianPolicy,
     MultiCategoricalPolicy,
@@ -25,6 +27,8 @@ from coterie.models.team_critics import TeamValue
 __all__ = [
     "GRU",
     "LSTM",
+    "BernoulliMixin",
+    "BernoulliPolicy",
     "CategoricalMixin",
     "CategoricalPolicy",
     "DeterministicMixin",

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coterie.functional import categorical_sample
+from coterie.models.distributions import mask_logits
 from coterie.spaces import flat_size, unflatten
 
 __all__ = ["Model"]
@@ -74,15 +76,24 @@ class Model(nn.Module):
     def random_act(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Tensor, None, dict[str, Any]]:
         """Draw actions uniformly from the action space (a Box must be bounded): ``[B, n]`` like those of :meth:`act`.
 
-        :raises ValueError: a Box without bounds
+        ``inputs["action_masks"]``, bool ``[B, n]``, leaves only some of a Discrete or MultiDiscrete space.
+
+        :raises ValueError: a Box without bounds, or masks of another form or for another space
         :raises TypeError: a space without a uniform distribution
         """
-        batch, space = inputs["states"].shape[:-1], self.action_space
-        if isinstance(space, gymnasium.spaces.Discrete):
-            return torch.randint(int(space.n), (*batch, 1), device=self.device), None, {}
-        if isinstance(space, gymnasium.spaces.MultiDiscrete):
-            columns = [torch.randint(int(n), (*batch, 1), device=self.device) for n in space.nvec.ravel()]
+        batch, space, masks = inputs["states"].shape[:-1], self.action_space, inputs.get("action_masks")
+        if isinstance(space, (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)):
+            nvec = [int(space.n)] if isinstance(space, gymnasium.spaces.Discrete) else space.nvec.ravel().tolist()
+            if masks is None:
+                columns = [torch.randint(n, (*batch, 1), device=self.device) for n in nvec]
+            else:
+                equal = mask_logits(torch.zeros(*batch, sum(nvec), device=self.device), masks)
+                columns = [categorical_sample(part) for part in equal.split(nvec, dim=-1)]
             return torch.cat(columns, dim=-1), None, {}
+        if masks is not None:
+            raise ValueError(f"action_masks: expected a Discrete or MultiDiscrete action space, got {space}")
+        if isinstance(space, gymnasium.spaces.MultiBinary):
+            return torch.randint(2, (*batch, self.num_actions), device=self.device), None, {}
         if isinstance(space, gymnasium.spaces.Box):
             if not space.is_bounded():
                 raise ValueError(f"cannot draw uniformly from the unbounded {space}; set random_timesteps to 0")
@@ -90,7 +101,9 @@ class Model(nn.Module):
                 torch.as_tensor(b.ravel(), dtype=torch.float32, device=self.device) for b in (space.low, space.high)
             )
             return low + (high - low) * torch.rand(*batch, low.numel(), device=self.device), None, {}
-        raise TypeError(f"cannot draw uniformly from {space}: expected Discrete, MultiDiscrete or a bounded Box")
+        raise TypeError(
+            f"cannot draw uniformly from {space}: expected Discrete, MultiDiscrete, MultiBinary or a bounded Box"
+        )
 
     def unflatten(self, states: Tensor) -> Any:
         """Give flat observations ``[..., F]`` the structure of the observation space: see :func:`coterie.spaces.unflatten`.

@@ -13,6 +13,7 @@ from coterie.models.base import Model
 from coterie.models.critic_inputs import CRITIC_INPUTS, critic_space
 from coterie.models.encoders import CNN
 from coterie.models.networks import (
+    BernoulliPolicy,
     CategoricalPolicy,
     GaussianPolicy,
     MultiCategoricalPolicy,
@@ -62,9 +63,10 @@ def build_models(
 ) -> dict[str, dict[str, Model]]:
     """Build a policy and a critic for every agent of ``env``.
 
-    Discrete spaces get a categorical policy, MultiDiscrete ones a product of categoricals, a bounded Box a tanh-squashed
-    Gaussian (``squash=False``: a clipped one), an unbounded Box a Gaussian. Weights are orthogonal with gain sqrt 2, 0.01
-    for the policy's head and 1 for the critic's. Images, also those inside of a Dict or Tuple, go through convolutions.
+    Discrete spaces get a categorical policy, MultiDiscrete ones a product of categoricals, MultiBinary ones a product of
+    Bernoullis, a bounded Box a tanh-squashed Gaussian (``squash=False``: a clipped one), an unbounded Box a Gaussian. Weights
+    are orthogonal with gain sqrt 2, 0.01 for the policy's head and 1 for the critic's. Images, also those inside of a Dict
+    or Tuple, go through convolutions.
 
     :param algorithm: ``"mappo"`` for critics of the shared state, ``"ippo"`` for critics of the own observation
     :param shared: one policy and one critic for all agents of equal spaces, in place of one each
@@ -189,9 +191,11 @@ def _policy(
         return CategoricalPolicy(observation_space, action_space, device, **network)
     if isinstance(action_space, spaces.MultiDiscrete):
         return MultiCategoricalPolicy(observation_space, action_space, device, **network)
+    if isinstance(action_space, spaces.MultiBinary):
+        return BernoulliPolicy(observation_space, action_space, device, **network)
     if isinstance(action_space, spaces.Box):
         kind = TanhGaussianPolicy if squash and action_space.is_bounded() else GaussianPolicy
         return kind(observation_space, action_space, device, **gaussian, **network)
     raise TypeError(
-        f"no ready-made policy for the action space {action_space}: expected Discrete, MultiDiscrete or Box"
+        f"no ready-made policy for the action space {action_space}: expected Discrete, MultiDiscrete, MultiBinary or Box"
     )

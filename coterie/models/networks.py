@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coterie.models.base import Model
 from coterie.models.encoders import CNN, make_encoder
 from coterie.models.mixins import (
+    BernoulliMixin,
     CategoricalMixin,
     DeterministicMixin,
     GaussianMixin,
@@ -23,6 +24,7 @@ from coterie.models.recurrent import GRU, LSTM, RecurrentLayer
 
 __all__ = [
     "RNNS",
+    "BernoulliPolicy",
     "CategoricalPolicy",
     "GaussianPolicy",
     "MultiCategoricalPolicy",
@@ -136,6 +138,14 @@ class MultiCategoricalPolicy(MultiCategoricalMixin, _LogitsPolicy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _LogitsPolicy.__init__(self, *args, **kwargs)
         MultiCategoricalMixin.__init__(self)
+
+
+class BernoulliPolicy(BernoulliMixin, _LogitsPolicy):
+    """Policy for a MultiBinary action space; keyword arguments are those of :class:`Network`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _LogitsPolicy.__init__(self, *args, **kwargs)
+        BernoulliMixin.__init__(self)
 
 
 class _MeanPolicy(Network):

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from torch import nn
 
 from coterie.models import (
+    BernoulliPolicy,
     CategoricalPolicy,
     GaussianPolicy,
     Model,
@@ -62,6 +63,7 @@ def distinct(models: dict[str, dict[str, Model]], role: str) -> int:
     [
         (spaces.Discrete(3), {}, CategoricalPolicy, 3),
         (spaces.MultiDiscrete([2, 3]), {}, MultiCategoricalPolicy, 5),
+        (spaces.MultiBinary(2), {}, BernoulliPolicy, 2),
         (BOX, {}, TanhGaussianPolicy, 2),
         (BOX, {"squash": False}, GaussianPolicy, 2),
         (FREE, {}, GaussianPolicy, 2),
@@ -217,8 +219,8 @@ def test_bad_arguments_are_refused() -> None:
         build_models(team(), activation="swish")
     with pytest.raises(ValueError, match="at least one unit"):
         build_models(team(), hidden=(8, 0))
-    with pytest.raises(TypeError, match="MultiBinary"):
-        build_models(team(actions=[spaces.MultiBinary(3)] * 3))
+    with pytest.raises(TypeError, match=r"no ready-made policy for the action space Dict.*MultiBinary or Box"):
+        build_models(team(actions=[spaces.Dict({"a": BOX})] * 3))
 
 
 # ---- memory, structure, and critics of other kinds -------------------------------------------------------------------

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from torch import nn
 
 from coterie.models import (
+    BernoulliPolicy,
     CategoricalPolicy,
     GaussianPolicy,
     Model,
@@ -28,6 +29,7 @@ KINDS: list[tuple[type[Model], Any]] = [
     (TanhGaussianPolicy, BOX),
     (CategoricalPolicy, spaces.Discrete(3)),
     (MultiCategoricalPolicy, spaces.MultiDiscrete([2, 3])),
+    (BernoulliPolicy, spaces.MultiBinary(3)),
     (Value, BOX),
 ]
 
