@@ -25,17 +25,18 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from coterie._version import __version__
 from coterie.agent_tensors import stack_agents
-from coterie.agents.checkpoints import CheckpointError, check_states, read_checkpoint, write_checkpoint
-from coterie.agents.checks import check_finite, check_models
-from coterie.agents.config import Config, Key, resolve
+from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
+from coterie.agents.checks import check_finite, check_models, with_scripts
+from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
+from coterie.agents.masks import Masks, blank
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.tracking import Tracker, experiment_directory, make_writable
 from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory
 from coterie.models.base import Model
+from coterie.models.scripted import ScriptedPolicy
 from coterie.spaces import flat_size
 
 __all__ = ["MultiAgent"]
@@ -45,8 +46,10 @@ class MultiAgent(ABC):
     """A team of agents. An algorithm writes :meth:`act`, :meth:`record_transition` and :meth:`_update`.
 
     :param possible_agents: the agents' names
-    :param models: ``{uid: {"policy": ..., "value": ...}}``; the same object for several agents means shared parameters
-    :param memories: one memory per agent, whose tensors become views of the group's storage; None to act and evaluate only
+    :param models: ``{uid: {"policy": ..., "value": ...}}``; the same object for several agents means shared parameters. A
+        policy may be a plain function ``(states, action_masks) -> actions``, see :class:`ScriptedPolicy`
+    :param memories: one memory per agent that learns, whose tensors become views of the group's storage; None to act and
+        evaluate only
     :param observation_spaces: space of each agent's observation; taken from the policies by default
     :param action_spaces: space of each agent's actions; taken from the policies by default
     :param device: where everything is computed; that of the first policy by default
@@ -81,8 +84,12 @@ class MultiAgent(ABC):
         self.possible_agents = list(possible_agents)
         if not self.possible_agents or len(set(self.possible_agents)) != len(self.possible_agents):
             raise ValueError(f"possible_agents: expected distinct names, got {self.possible_agents}")
-        self.models = {uid: dict(roles) for uid, roles in self._by_agent("models", models).items()}
-        check_models(self.models)
+        given = self._by_agent("models", models)
+        self.models = {uid: with_scripts(uid, roles, observation_spaces, action_spaces) for uid, roles in given.items()}
+        self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
+        #: agents that learn; the others act and are seen by critics
+        self.learning_agents = [uid for uid in self.possible_agents if self._learns(uid)]
+        check_models(self.models, self.learning_agents)
         first = self.models[self.possible_agents[0]]["policy"]
         self.device = first.device if device is None else torch.device(device)
         policies = {uid: roles["policy"] for uid, roles in self.models.items()}
@@ -97,12 +104,13 @@ class MultiAgent(ABC):
             if shared_observation_spaces is None
             else self._by_agent("shared_observation_spaces", shared_observation_spaces)
         )
-        self.memories = None if memories is None else self._by_agent("memories", memories)
-        self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
+        self.memories = None if memories is None else self._memories(memories)
         self._check_policies()
         self.learners = self._partition()
         self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
         self.training = False
+        self._masks = Masks()  # of the states that were last acted upon
+        self._next_masks = Masks()  # of those that the last step led to
         self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
         self._tracker = Tracker(None)
         self._write_interval = 0
@@ -129,6 +137,18 @@ class MultiAgent(ABC):
             )
         return {uid: values[uid] for uid in self.possible_agents}
 
+    def _learns(self, uid: str) -> bool:
+        scripted = isinstance(self.models[uid]["policy"], ScriptedPolicy) if "policy" in self.models[uid] else False
+        return bool(self.agent_cfg["trainable"][uid]) and not scripted
+
+    def _memories(self, memories: Mapping[str, Memory]) -> dict[str, Memory]:
+        """The memories of those that learn; others need none."""
+        given: Mapping[str, Memory | None] = memories
+        if isinstance(memories, Mapping):
+            given = {**{uid: None for uid in self.possible_agents if uid not in self.learning_agents}, **memories}
+        by_agent = self._by_agent("memories", given)
+        return {uid: memory for uid, memory in by_agent.items() if memory is not None or uid in self.learning_agents}
+
     def _check_policies(self) -> None:
         for uid, roles in self.models.items():
             policy = roles["policy"]
@@ -151,7 +171,10 @@ class MultiAgent(ABC):
                 action_space=self.action_spaces[uid],
                 state_space=None if self.shared_observation_spaces is None else self.shared_observation_spaces[uid],
                 own=self._settings(self.OWN_KEYS, uid),
-                common=self._settings(self.COMMON_KEYS, uid),
+                common=(
+                    self._settings(self.COMMON_KEYS, uid),
+                    repr([self.models[uid][role].get_specification() for role in sorted(self.models[uid])]),
+                ),
             )
             for i, uid in enumerate(self.possible_agents)
         ]
@@ -161,9 +184,22 @@ class MultiAgent(ABC):
         """The values that ``uid`` has of some keys, as something that compares."""
         return tuple((key, repr(self.agent_cfg[key][uid])) for key in keys)
 
-    def config_values(self, group: Group, key: str) -> float | Tensor:
-        """A number of the configuration as it enters a group's formulas: itself, or ``[A, 1]`` where agents differ."""
-        values = [float(self.agent_cfg[key][uid]) for uid in group.names]
+    def config_values(
+        self, group: Group, key: str, part: int = 0, timestep: int = 0, timesteps: int = 1
+    ) -> float | Tensor:
+        """A number of the configuration as it enters a group's formulas: itself, or ``[A, 1]`` where agents differ.
+
+        :param part: which of a pair, where the value is one
+        :param timestep: for schedules, with ``timesteps``
+        """
+
+        def number(uid: str) -> float:
+            value = self.agent_cfg[key][uid]
+            if isinstance(value, (tuple, list)):
+                value = value[part]
+            return scheduled_value(key, value, timestep, timesteps) if callable(value) else float(value)
+
+        values = [number(uid) for uid in group.names]
         if len(set(values)) == 1:
             return values[0]
         return torch.tensor(values, dtype=torch.float32, device=self.device).unsqueeze(1)
@@ -240,7 +276,7 @@ class MultiAgent(ABC):
         ``infos["shared_states"]`` and ``infos["shared_next_states"]`` (a trainer adds them) are the shared states ``[E, F]``
         that go with ``states`` and ``next_states``.
         """
-        earned = self._stack("rewards", rewards, self.possible_agents)
+        earned = blank(self._stack("rewards", rewards, self.possible_agents), self._masks.present(self.possible_agents))
         self._check_finite("rewards", earned, self.possible_agents)  # before anything of the step is taken in
         ended = (
             self._stack("terminated", terminated, self.possible_agents)
@@ -248,6 +284,7 @@ class MultiAgent(ABC):
         ).all(dim=1)
         if self._episodes is None:
             self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
+        self._next_masks = Masks(infos)
         finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
         if finished is not None:
             self.recent_return = float(finished[0].sum(dim=1).mean())
@@ -292,6 +329,11 @@ class MultiAgent(ABC):
             raise ValueError(f"expected mode 'train' or 'eval', got {mode!r}")
         self.training = mode == "train"
         self.set_mode("eval")  # an update switches the models to "train" for its duration
+
+    def _note_masks(self, infos: Mapping[str, Any] | None) -> Masks:
+        """Take in the masks of the states that are to be acted upon: those of ``infos``, or of the last step without any."""
+        self._masks = self._next_masks if infos is None else Masks(infos)
+        return self._masks
 
     # ---- the border between names and groups ---------------------------------------------------------------------------
 
@@ -394,6 +436,24 @@ class MultiAgent(ABC):
                     modules[f"{kind}/{names[0]}"] = member
         return modules
 
+    def checkpoint_owners(self) -> dict[str, dict[str, str]]:
+        """For each agent the names, among :meth:`checkpoint_modules`, of its models and normalisers."""
+        modules = self.checkpoint_modules()
+        owners: dict[str, dict[str, str]] = {
+            uid: {
+                role: next(name for name, module in modules.items() if module is model) for role, model in roles.items()
+            }
+            for uid, roles in self.models.items()
+        }
+        for learner in self.learners:
+            leaders = [names[0] for names in learner.set_names()]
+            for group in learner.groups:
+                for uid, s in zip(group.names, group.sets, strict=True):
+                    name = f"state_preprocessor/{group.names[0]}/{leaders[s]}"
+                    if name in modules:
+                        owners[uid]["state_preprocessor"] = name
+        return owners
+
     def checkpoint_state(self) -> dict[str, Any]:
         """Counters of the algorithm that a resumed run needs: numbers only."""
         return {"best_return": self._best_return}
@@ -404,17 +464,7 @@ class MultiAgent(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write models, normalisers, optimizers, schedulers and counters to ``path``, whole or not at all."""
-        contents = {
-            "format": 1,
-            "version": __version__,
-            "agents": self.possible_agents,
-            "modules": {name: module.state_dict() for name, module in self.checkpoint_modules().items()},
-            "optimizers": {
-                learner.names[0]: learner.optimizers.state_dict() for learner in self.learners if learner.optimizers
-            },
-            "state": self.checkpoint_state(),
-        }
-        write_checkpoint(path, contents)
+        save_team(self, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what :meth:`save` wrote. Nothing is loaded unless all of it fits.
@@ -423,28 +473,18 @@ class MultiAgent(ABC):
 
         :raises CheckpointError: the file is damaged or holds another team's agents; the message lists every difference
         """
-        contents = read_checkpoint(path, self.device)
-        if not {"agents", "modules", "optimizers", "state"} <= set(contents):
-            raise CheckpointError(f"{os.fspath(path)!r} is not a checkpoint of a team of agents")
-        if contents["agents"] != self.possible_agents:
-            raise CheckpointError(
-                f"{os.fspath(path)!r} holds the agents {contents['agents']}, this is {self.possible_agents}"
-            )
-        modules = self.checkpoint_modules()
-        problems = check_states("module", modules, contents["modules"])
-        learners = {learner.names[0]: learner for learner in self.learners if learner.optimizers}
-        for name, learner in learners.items():
-            states = contents["optimizers"].get(name)
-            if states is not None and learner.optimizers is not None:
-                problems += [f"optimizers of {name!r}, {problem}" for problem in learner.optimizers.misfits(states)]
-        if problems:
-            raise CheckpointError(f"{os.fspath(path)!r} does not fit this agent: " + "; ".join(problems))
-        for name, module in modules.items():
-            module.load_state_dict(contents["modules"][name])
-        for name, learner in learners.items():
-            if name in contents["optimizers"] and learner.optimizers is not None:
-                learner.optimizers.load_state_dict(contents["optimizers"][name])
-        self.load_checkpoint_state(contents["state"])
+        load_team(self, path)
+
+    def load_teammates(self, path: str | os.PathLike[str], sources: Mapping[str, str]) -> None:
+        """Take some agents' policies, with what normalises their observations, from a checkpoint of any team.
+
+        Meant for teammates that don't learn (``cfg["trainable"]``): partners to get along with, opponents, a past self.
+
+        :param sources: for each of this team's agents that is to be loaded, the name of the one in the file
+
+        :raises CheckpointError: the file is damaged, or a policy does not fit; nothing is loaded then
+        """
+        load_teammates(self, path, sources)
 
 
 def _preprocessors(learner: Learner) -> Iterator[tuple[str, SetPreprocessor]]:

@@ -6,17 +6,43 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import gymnasium
+from torch import Tensor, nn
 
 from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.mixins import StochasticMixin
+from coterie.models.scripted import ScriptedPolicy
 
-__all__ = ["check_finite", "check_memories", "check_models", "refuse_absence"]
+__all__ = ["check_finite", "check_memories", "check_models", "with_scripts"]
 
 
-def check_models(models: Mapping[str, Mapping[str, Model]]) -> None:
+def with_scripts(
+    uid: str,
+    roles: Mapping[str, Any],
+    observation_spaces: Mapping[str, gymnasium.Space] | None,
+    action_spaces: Mapping[str, gymnasium.Space] | None,
+) -> dict[str, Any]:
+    """An agent's models, with a :class:`ScriptedPolicy` in place of a plain function.
+
+    :raises ValueError: the function's spaces are not known
+    """
+    models = dict(roles)
+    policy = models.get("policy")
+    if callable(policy) and not isinstance(policy, nn.Module):
+        if observation_spaces is None or action_spaces is None:
+            raise ValueError(
+                f"models[{uid!r}]['policy'] is a function: pass observation_spaces and action_spaces, or wrap it in a "
+                "ScriptedPolicy, which has them"
+            )
+        models["policy"] = ScriptedPolicy(observation_spaces[uid], action_spaces[uid], policy)
+    return models
+
+
+def check_models(models: Mapping[str, Mapping[str, Model]], learning: Sequence[str]) -> None:
     """Check the roles and kinds of a team's models, and create the parameters of lazy ones.
+
+    :param learning: the agents that learn
 
     :raises TypeError: something that is no model, or a policy without a distribution
     :raises ValueError: an agent without a policy, or critics for some agents only
@@ -30,26 +56,29 @@ def check_models(models: Mapping[str, Mapping[str, Model]]) -> None:
             model.to(model.device)  # hand-written models need not place their layers themselves
             model.init_state_dict(role)
         policy = roles["policy"]
-        if not isinstance(policy, StochasticMixin):
+        if not isinstance(policy, (StochasticMixin, ScriptedPolicy)):
             raise TypeError(
                 f"models[{uid!r}]['policy']: expected a model with a distribution, such as a GaussianMixin or a "
                 f"CategoricalMixin, got {type(policy).__name__}"
             )
-    with_value = [uid for uid, roles in models.items() if "value" in roles]
-    if with_value and len(with_value) != len(models):
-        raise ValueError(f"expected a value model for every agent or for none, only {with_value} have one")
+    with_value = [uid for uid in learning if "value" in models[uid]]
+    if with_value and len(with_value) != len(learning):
+        raise ValueError(f"expected a value model for every agent that learns or for none, only {with_value} have one")
 
 
 def check_memories(
-    memories: Mapping[str, Memory], models: Mapping[str, Mapping[str, Model]], rollouts: int, parts: Mapping[str, int]
+    memories: Mapping[str, Memory],
+    models: Mapping[str, Mapping[str, Model]],
+    learning: Sequence[str],
+    rollouts: int,
 ) -> None:
     """Check that memories fit the rollouts of an on-policy algorithm.
 
+    :param learning: the agents that learn
     :param rollouts: number of steps between updates
-    :param parts: number of minibatches by agent
 
     :raises TypeError: something that is no memory
-    :raises ValueError: a memory of the wrong size, an agent without a critic, or more minibatches than samples
+    :raises ValueError: a memory of the wrong size, or an agent without a critic
     """
     for uid, memory in memories.items():
         if not isinstance(memory, Memory):
@@ -59,27 +88,13 @@ def check_memories(
                 f"memories[{uid!r}]: expected memory_size {rollouts} as cfg['rollouts'], got {memory.memory_size}: an update "
                 "reads the whole memory"
             )
-        if "value" not in models[uid]:
+        if uid in learning and "value" not in models[uid]:
             raise ValueError(f"models[{uid!r}] has no 'value': training needs a critic; pass memories=None to act only")
+    if not memories:
+        raise ValueError("memories: no agent learns; pass memories=None to act only")
     sizes = {uid: memory.num_envs for uid, memory in memories.items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"memories: expected one num_envs for all agents, got {sizes}")
-    samples = rollouts * next(iter(sizes.values()))
-    for uid, count in parts.items():
-        if count > samples:
-            raise ValueError(f"mini_batches: {count} for {uid!r}, but a rollout has {samples} samples")
-
-
-def refuse_absence(infos: Mapping[str, Any]) -> None:
-    """Refuse steps in which an agent is absent: this version would learn from what it did not see.
-
-    :raises NotImplementedError: naming the agent
-    """
-    for uid, alive in (infos.get("active_masks") or {}).items():
-        if not bool(alive.all()):
-            raise NotImplementedError(
-                f"agent {uid!r} left before the others: learning with agents that come and go is not supported in this version"
-            )
 
 
 def check_finite(what: str, tensor: Tensor, names: Sequence[str], num_envs: int | None = None) -> None:

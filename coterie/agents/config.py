@@ -21,7 +21,12 @@ __all__ = [
     "keyword_arguments",
     "learning_rate",
     "number",
+    "one_of",
+    "optional",
+    "pair",
     "resolve",
+    "scheduled",
+    "scheduled_value",
 ]
 
 
@@ -74,6 +79,46 @@ def number(low: float, high: float = math.inf, *, above: bool = False, per_agent
     )
 
 
+def one_of(*names: str, per_agent: bool = True) -> Key:
+    """One of some words."""
+    return Key(f"one of {', '.join(map(repr, names))}", lambda v: isinstance(v, str) and v in names, per_agent)
+
+
+def scheduled(key: Key) -> Key:
+    """What ``key`` asks for, or a schedule of it: a function ``(timestep, timesteps) -> number``."""
+    expected = f"{key.expected}, or a schedule (timestep, timesteps) -> number"
+    return Key(expected, lambda v: callable(v) or key.valid(v), key.per_agent)
+
+
+def scheduled_value(name: str, schedule: Callable[[int, int], float], timestep: int, timesteps: int) -> float:
+    """What a schedule gives for a time step.
+
+    :raises ConfigError: anything but a finite number of at least 0
+    """
+    value = schedule(timestep, timesteps)
+    if not _is_number(value) or value < 0:
+        raise ConfigError(
+            f"{name}: expected its schedule to give a number of at least 0, got {value!r} at step {timestep}"
+        )
+    return float(value)
+
+
+def optional(key: Key) -> Key:
+    """What ``key`` asks for, or None."""
+    return Key(f"{key.expected}, or None", lambda v: v is None or key.valid(v), key.per_agent)
+
+
+def pair(key: Key, names: str) -> Key:
+    """What ``key`` asks for, or two of it."""
+
+    def valid(value: Any) -> bool:
+        if isinstance(value, (tuple, list)):
+            return len(value) == 2 and all(key.valid(v) for v in value)
+        return key.valid(value)
+
+    return Key(f"{key.expected}, or a pair of these ({names})", valid, key.per_agent)
+
+
 def integer(low: int, *, per_agent: bool = True) -> Key:
     """An integer of at least ``low``."""
     return Key(
@@ -103,14 +148,8 @@ def keyword_arguments() -> Key:
 
 
 def learning_rate() -> Key:
-    """A positive number, or a pair of them for policy and value."""
-
-    def valid(value: Any) -> bool:
-        if isinstance(value, (tuple, list)):
-            return len(value) == 2 and all(_is_number(v) and v > 0 for v in value)
-        return _is_number(value) and value > 0
-
-    return Key("a number above 0, or a pair of them (policy, value)", valid)
+    """A positive number or a schedule of it, or a pair of these for policy and value."""
+    return pair(scheduled(number(0.0, above=True)), "policy, value")
 
 
 def _interval() -> Key:

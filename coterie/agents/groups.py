@@ -22,6 +22,7 @@ from coterie.agents.optimizers import SetOptimizers
 from coterie.models.base import Model
 from coterie.models.batch import ModelBatch, same_architecture
 from coterie.models.flat_parameters import FlatParameters
+from coterie.models.scripted import ScriptedPolicy
 from coterie.spaces import action_width, flat_size
 
 __all__ = ["Group", "Learner", "TeamMember", "build_learners"]
@@ -53,7 +54,8 @@ class TeamMember:
 class Group:
     """Agents of equal spaces whose models run as one batch.
 
-    ``sets[i]`` is the parameter set, within the learner, of the i-th agent.
+    ``sets[i]`` is the parameter set, within the learner, of the i-th agent. Scripted agents have ``scripts`` in place of a
+    policy.
     """
 
     names: tuple[str, ...]
@@ -61,8 +63,9 @@ class Group:
     action_space: gymnasium.Space
     state_space: gymnasium.Space | None
     sets: list[int]
-    policy: ModelBatch
+    policy: ModelBatch | None
     value: ModelBatch | None
+    scripts: list[ScriptedPolicy] | None = None
     state_preprocessor: SetPreprocessor | None = None
     shared_state_preprocessor: SetPreprocessor | None = None
 
@@ -84,13 +87,17 @@ class Group:
 
 @dataclass
 class Learner:
-    """Parameter sets that are trained together, and the groups whose agents they serve."""
+    """Parameter sets that are trained together, and the groups whose agents they serve.
+
+    Recurrent models learn from chunks of ``sequence_length`` steps.
+    """
 
     groups: list[Group]
     storage: FlatParameters
     policy_width: int
     num_sets: int
     agents_per_set: int
+    sequence_length: int = 1
     value_preprocessor: SetPreprocessor | None = None
     optimizers: SetOptimizers | None = None
 
@@ -98,6 +105,16 @@ class Learner:
     def names(self) -> list[str]:
         """Names of all agents, group after group."""
         return [name for group in self.groups for name in group.names]
+
+    def critics(self) -> list[list[Model]]:
+        """The value models of each parameter set."""
+        critics: list[list[Model]] = [[] for _ in range(self.num_sets)]
+        for group in self.groups:
+            if group.value is not None:
+                for model, s in zip(group.value.models, group.sets, strict=True):
+                    if not any(model is other for other in critics[s]):
+                        critics[s].append(model)
+        return critics
 
     def set_names(self) -> list[list[str]]:
         """Names of the agents of each parameter set."""
@@ -182,6 +199,8 @@ def _build(sets: list[list[TeamMember]], ids: Tensor) -> Learner:
         set_of = {member.name: s for s, member in entries}
         positions = ids[[member.index for member in team]]
         critics = [m.models["value"] for m in team if "value" in m.models]
+        acting = [m.models["policy"] for m in team]
+        scripts = [policy for policy in acting if isinstance(policy, ScriptedPolicy)]
         groups.append(
             Group(
                 names=tuple(member.name for member in team),
@@ -189,15 +208,31 @@ def _build(sets: list[list[TeamMember]], ids: Tensor) -> Learner:
                 action_space=team[0].action_space,
                 state_space=team[0].state_space,
                 sets=[set_of[member.name] for member in team],
-                policy=ModelBatch([m.models["policy"] for m in team], "policy", storage, positions),
+                policy=None if scripts else ModelBatch(acting, "policy", storage, positions),
                 value=ModelBatch(critics, "value", storage, positions) if critics else None,
+                scripts=scripts or None,
             )
         )
-    return Learner(groups, storage, storage.width_of(policies[0]), len(sets), len(sets[0]))
+    width = storage.width_of(policies[0])
+    return Learner(groups, storage, width, len(sets), len(sets[0]), _sequence_length(groups))
+
+
+def _sequence_length(groups: Sequence[Group]) -> int:
+    """The chunks' length that a learner's recurrent models agree on; 1 without any."""
+    batches = [batch for group in groups for batch in (group.policy, group.value) if batch is not None]
+    lengths = {batch.sequence_length for batch in batches if batch.recurrent}
+    if len(lengths) > 1:
+        names = [name for group in groups for name in group.names]
+        raise ValueError(
+            f"the recurrent models of {names} are trained together but have sequence lengths {sorted(lengths)}: expected one"
+        )
+    return lengths.pop() if lengths else 1
 
 
 def _distribution_kind(policy: Model) -> Hashable:
     """What policies must have in common for one distribution object to serve them all."""
+    if isinstance(policy, ScriptedPolicy):
+        return ScriptedPolicy
     return type(policy).make_distribution, repr(policy.settings())  # type: ignore[attr-defined, operator]
 
 

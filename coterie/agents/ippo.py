@@ -9,6 +9,7 @@ from torch import Tensor
 
 from coterie.agents.config import Config
 from coterie.agents.groups import Group
+from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG
@@ -26,13 +27,13 @@ class IPPO(MultiAgentPPO):
 
     DEFAULT_CONFIG: ClassVar[Config] = IPPO_DEFAULT_CONFIG
     uses_shared_states: ClassVar[bool] = False
-    critic_input: ClassVar[str] = "an IPPO critic sees the own observation (for critics of the shared state use MAPPO)"
+    critic_sees: ClassVar[str] = "an IPPO critic sees the own observation (for critics of the shared state use MAPPO)"
 
     def critic_space(self, uid: str) -> gymnasium.Space | None:
         return self.observation_spaces[uid]
 
-    def critic_states(self, states: Tensor, shared_states: Tensor | None) -> Tensor:
-        return states
+    def critic_states(self, group: Group, moment: Moment) -> Tensor:
+        return moment.of(group)
 
     def critic_preprocessor(self, group: Group) -> SetPreprocessor | None:
         return group.state_preprocessor

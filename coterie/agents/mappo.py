@@ -2,61 +2,102 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium
+import torch
 from torch import Tensor
 
-from coterie.agents.config import Config, Key, callable_or_none, keyword_arguments
+from coterie.agents.config import Config, Key, callable_or_none, keyword_arguments, one_of
 from coterie.agents.groups import Group, Learner
+from coterie.agents.masks import blank
+from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
+from coterie.models.critic_inputs import CRITIC_INPUTS, critic_space
 from coterie.spaces import flat_size
 
 __all__ = ["MAPPO", "MAPPO_DEFAULT_CONFIG"]
 
-MAPPO_DEFAULT_CONFIG = Config(
-    {
-        **PPO_DEFAULT_CONFIG.copy(),
-        "shared_state_preprocessor": None,  # class of a normaliser of shared states, e.g. RunningStandardScaler
-        "shared_state_preprocessor_kwargs": {},  # its keyword arguments; size and device are filled in
-    }
-)
+_log = logging.getLogger(__name__)
+
+# fmt: off
+MAPPO_DEFAULT_CONFIG = Config({
+    **PPO_DEFAULT_CONFIG.copy(),
+    "critic_input": "state",                # "state", "observations" of all, own observation and state ("agent"), or "both" first
+    "shared_state_preprocessor": None,      # class of a normaliser of what critics see, e.g. RunningStandardScaler
+    "shared_state_preprocessor_kwargs": {}, # its keyword arguments; size and device are filled in
+})
+# fmt: on
 
 
 class MAPPO(MultiAgentPPO):
     """Multi-agent PPO whose critics see the shared state, which is evaluated once for all agents that share a critic.
 
-    :raises ValueError: a value model whose input is not the shared state's size
+    ``cfg["critic_input"]`` chooses what stands for it: ``"state"``, what the environment's ``state()`` returns (all agents'
+    observations together, where it has none); ``"observations"``, all agents' observations together; ``"agent"``, the own
+    observation and the state; ``"both"``, the state and all observations.
+
+    :raises ValueError: a value model whose input is not of that size
     """
 
     DEFAULT_CONFIG: ClassVar[Config] = MAPPO_DEFAULT_CONFIG
     KEYS: ClassVar[Mapping[str, Key]] = {
         **PPO_KEYS,
+        "critic_input": one_of(*CRITIC_INPUTS, per_agent=False),
         "shared_state_preprocessor": callable_or_none("a class of normalisers"),
         "shared_state_preprocessor_kwargs": keyword_arguments(),
     }
     COMMON_KEYS: ClassVar[tuple[str, ...]] = (*MultiAgentPPO.COMMON_KEYS, "shared_state_preprocessor")
-    uses_shared_states: ClassVar[bool] = True
-    critic_input: ClassVar[str] = "a MAPPO critic sees the shared state (for critics of the own observation use IPPO)"
+    critic_sees: ClassVar[str] = (
+        "a MAPPO critic sees the shared state, or what cfg['critic_input'] says (for critics of the own observation use IPPO)"
+    )
+
+    #: whether observations stand in for a state that the environment does not have
+    _stands_in = False
+
+    @property
+    def uses_shared_states(self) -> bool:  # type: ignore[override]
+        return self.cfg["critic_input"] != "observations" and not self._stands_in
 
     def critic_space(self, uid: str) -> gymnasium.Space | None:
+        kind = self.cfg["critic_input"]
+        if self.shared_observation_spaces is None and kind != "observations":
+            value = self.models[uid].get("value")
+            return None if value is None else value.observation_space
+        shared = None if self.shared_observation_spaces is None else self.shared_observation_spaces[uid]
+        return critic_space(kind, uid, self.observation_spaces, shared)
+
+    def shared_space(self) -> gymnasium.Space | int:
         if self.shared_observation_spaces is not None:
-            return self.shared_observation_spaces[uid]
-        value = self.models[uid].get("value")
-        return None if value is None else value.observation_space
+            return self.shared_observation_spaces[self.possible_agents[0]]
+        uid = next(uid for uid in self.learning_agents if "value" in self.models[uid])
+        everyone = sum(flat_size(space) for space in self.observation_spaces.values())
+        beside = {"state": 0, "agent": flat_size(self.observation_spaces[uid]), "both": everyone}
+        return self.models[uid]["value"].num_observations - beside[self.cfg["critic_input"]]
 
     def _check_critics(self) -> None:
         super()._check_critics()
-        sizes = {uid: flat_size(space) for uid in self.possible_agents if (space := self.critic_space(uid)) is not None}
+        spaces = self.shared_observation_spaces or {}
+        sizes = {uid: flat_size(space) for uid, space in spaces.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"expected one shared state for the whole team, got spaces of sizes {sizes}")
 
-    def critic_states(self, states: Tensor, shared_states: Tensor | None) -> Tensor:
-        assert shared_states is not None
-        return shared_states.unsqueeze(-2)
+    def critic_states(self, group: Group, moment: Moment) -> Tensor:
+        kind = self.cfg["critic_input"]
+        state = moment.joined() if kind == "observations" or self._stands_in else moment.shared
+        assert state is not None
+        if kind == "both":
+            state = torch.cat([state, moment.joined()], dim=-1)
+        state = state.unsqueeze(-2)
+        if kind != "agent":
+            return state
+        own = moment.of(group)
+        seen = torch.cat([own, state.expand(-1, group.size, -1)], dim=-1)
+        return blank(seen, moment.present(group))
 
     def critic_preprocessor(self, group: Group) -> SetPreprocessor | None:
         return group.shared_state_preprocessor
@@ -64,12 +105,24 @@ class MAPPO(MultiAgentPPO):
     def _make_preprocessors(self, learner: Learner) -> None:
         super()._make_preprocessors(learner)
         for group in learner.groups:
-            space = self.critic_space(group.names[0])
-            group.shared_state_preprocessor = self._preprocessor(group, "shared_state_preprocessor", space)
+            if group.value is not None:
+                width = group.value.models[0].num_observations
+                group.shared_state_preprocessor = self._preprocessor(group, "shared_state_preprocessor", width)
+
+    def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
+        if self.uses_shared_states and self._shared is None and infos.get("shared_states") is None:
+            everyone = sum(flat_size(space) for space in self.observation_spaces.values())
+            if flat_size(self.shared_space()) == everyone:
+                self._stands_in = True
+                _log.warning(
+                    "the environment has no state(): critics see all agents' observations together in its place"
+                )
+        super()._record_shared_state(infos)
 
     def _learn_states(self, learner: Learner) -> None:
         super()._learn_states(learner)
         for group in learner.groups:
-            if group.shared_state_preprocessor is not None and self._shared is not None:
-                states = self._shared.get_tensor_by_name("shared_states", keepdim=False)
-                group.shared_state_preprocessor(states.unsqueeze(1), train=True)
+            if group.shared_state_preprocessor is not None:
+                states = self.critic_inputs(group, self._rollout_moment()).states
+                mask = self._storage[group.names].row_mask("active")
+                group.shared_state_preprocessor(states, train=True, mask=mask)

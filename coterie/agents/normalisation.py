@@ -9,10 +9,11 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from coterie.preprocessors import Preprocessor, stack_preprocessors
+from coterie.models.base import Model
+from coterie.preprocessors import PopArt, Preprocessor, rescale_output, stack_preprocessors
 from coterie.spaces import flat_size
 
-__all__ = ["SetPreprocessor", "make_preprocessor"]
+__all__ = ["OutputKeeper", "SetPreprocessor", "make_preprocessor"]
 
 
 class SetPreprocessor:
@@ -27,19 +28,72 @@ class SetPreprocessor:
         self._share = agents // len(members)
         self._stacked = stack_preprocessors(members)
 
-    def __call__(self, x: Tensor, train: bool = False, inverse: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, train: bool = False, inverse: bool = False, mask: Tensor | None = None) -> Tensor:
         """Apply to ``[B, A, F]``, or to ``[B, 1, F]`` that all agents have in common; the result has an entry for each
         agent unless one set serves all.
+
+        :param mask: bool, what is learned from: ``[B, A, 1]``, or ``[B, 1, 1]`` for what all agents have in common (of
+            which ``[B, A, 1]`` says where any of a set's agents sees it)
         """
         sets, batch, agents = len(self.members), x.shape[0], x.shape[1]
+        if mask is not None and mask.shape[1] > agents:
+            mask = mask.unflatten(1, (sets, -1)).any(dim=2)
         if sets == 1:
             flat = x.reshape(1, batch * agents, -1)
-            return self._stacked(flat, train=train, inverse=inverse).view(batch, agents, -1)
+            rows_mask = None if mask is None else mask.reshape(1, batch * agents, 1)
+            return self._stacked(flat, train=train, inverse=inverse, mask=rows_mask).view(batch, agents, -1)
         share = agents // sets if agents > 1 else 1
-        rows = x.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
-        y: Tensor = self._stacked(rows, train=train, inverse=inverse)
+
+        def by_set(tensor: Tensor) -> Tensor:
+            return tensor.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
+
+        rows_mask = None if mask is None else by_set(mask)
+        y: Tensor = self._stacked(by_set(x), train=train, inverse=inverse, mask=rows_mask)
         y = y.unflatten(1, (batch, share)).transpose(0, 1).flatten(1, 2)
         return y if share == self._share else y.repeat_interleave(self._share, dim=1)
+
+
+class OutputKeeper:
+    """Keeps critics' predictions, on the scale of returns, as they are while their normalisers learn (see :class:`PopArt`).
+
+    Made before the normalisers learn; without effect on those that are no ``PopArt``.
+
+    :param normalisers: those of values
+    :param critics: the value models of each parameter set
+    """
+
+    def __init__(self, normalisers: SetPreprocessor, critics: Sequence[Sequence[Model]]) -> None:
+        self._members = [member if isinstance(member, PopArt) else None for member in normalisers.members]
+        self._critics = critics
+        self._before = [None if member is None else member.moments() for member in self._members]
+
+    @property
+    def rescales(self) -> bool:
+        """Whether there is anything to do."""
+        return any(before is not None for before in self._before)
+
+    @torch.no_grad()
+    def rescale(self) -> None:
+        """Make up in the critics' output layers for what was learned since this object was made."""
+        for member, before, models in zip(self._members, self._before, self._critics, strict=True):
+            if member is None or before is None:
+                continue
+            for layer in (layer for model in models for layer in model.output_layers()):
+                weight, bias = rescale_output(layer.weight, layer.bias, before, member.moments())
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+
+    @torch.no_grad()
+    def renewed(self, predicted: Tensor) -> Tensor:
+        """What the rescaled critics would predict where they predicted ``[..., A, 1]``; agents are ordered by set."""
+        parts = []
+        for part, member, before in zip(
+            predicted.tensor_split(len(self._members), dim=-2), self._members, self._before, strict=True
+        ):
+            if member is not None and before is not None:  # a prediction changes as the bias does
+                part = rescale_output(part, part, before, member.moments())[1]
+            parts.append(part)
+        return torch.cat(parts, dim=-2)
 
 
 def make_preprocessor(

@@ -12,28 +12,39 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from coterie.agents.config import scheduled_value
 from coterie.models.flat_parameters import FlatParameters
 from coterie.schedulers import KLAdaptiveLR
 
 __all__ = ["OptimizerSettings", "SetOptimizers"]
 
 
+#: a learning rate, or a schedule of it
+Rate = float | Callable[[int, int], float]
+
+
 @dataclass(frozen=True)
 class OptimizerSettings:
     """What one parameter set asks of its optimizer.
 
-    :param learning_rate: a number, or a pair for policy and value (clipped by themselves then)
+    :param learning_rate: a number or a schedule ``(timestep, timesteps) -> number``, or a pair of these for policy and value
+        (clipped by themselves then)
     :param grad_norm_clip: bound of the gradient's norm; 0 for none
     :param kl_threshold: stop the update once an epoch's mean KL exceeds it; 0 for never
     :param scheduler: class of a learning-rate scheduler, stepped after each epoch
     :param scheduler_kwargs: its keyword arguments
     """
 
-    learning_rate: float | Sequence[float]
+    learning_rate: Rate | Sequence[Rate]
     grad_norm_clip: float = 0.0
     kl_threshold: float = 0.0
     scheduler: Callable[..., Any] | None = None
     scheduler_kwargs: Mapping[str, Any] | None = None
+
+    def rates(self, parts: int) -> list[Rate]:
+        """The rate of each of ``parts`` parts."""
+        rate = self.learning_rate
+        return list(rate) if isinstance(rate, Sequence) else [rate] * parts
 
 
 class SetOptimizers:
@@ -70,6 +81,11 @@ class SetOptimizers:
             None if setting.scheduler is None else setting.scheduler(optimizer, **(setting.scheduler_kwargs or {}))
             for setting, optimizer in zip(settings, self.optimizers, strict=True)
         ]
+        for setting in settings:
+            if setting.scheduler is not None and any(callable(rate) for rate in setting.rates(1)):
+                raise ValueError(
+                    "learning_rate is a schedule, and learning_rate_scheduler changes it too: give one of them up"
+                )
         if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in self.schedulers):
             raise ValueError(
                 "learning_rate_scheduler: ReduceLROnPlateau needs a metric that an update does not have; use KLAdaptiveLR or a "
@@ -82,10 +98,9 @@ class SetOptimizers:
         self._batches: list[_AdamBatch] = []
 
     def _adam(self, s: int, setting: OptimizerSettings) -> torch.optim.Adam:
-        rate = setting.learning_rate
-        rates = [float(r) for r in rate] if isinstance(rate, Sequence) else [float(rate)] * len(self._parts)
         groups = []
-        for part, lr in zip(self._parts, rates, strict=True):
+        for part, rate in zip(self._parts, setting.rates(len(self._parts)), strict=True):
+            lr = 0.0 if callable(rate) else float(rate)  # that of a schedule is set when an update begins
             row = nn.Parameter(self._storage.data[s, part])
             row.grad = self._storage.grad[s, part]
             groups.append({"params": [row], "lr": lr})
@@ -109,8 +124,15 @@ class SetOptimizers:
         """The policy's present learning rate of each set."""
         return [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
 
-    def begin_update(self) -> None:
-        """Let every set take part again."""
+    def begin_update(self, timestep: int = 0, timesteps: int = 1) -> None:
+        """Let every set take part again, at the learning rates that schedules give for this time step.
+
+        :raises ValueError: a schedule gives a negative number or none
+        """
+        for setting, optimizer in zip(self._settings, self.optimizers, strict=True):
+            for group, rate in zip(optimizer.param_groups, setting.rates(len(self._parts)), strict=True):
+                if callable(rate):
+                    group["lr"] = scheduled_value("learning_rate", rate, timestep, timesteps)
         self._storage.link()
         self._active = [True] * len(self._settings)
         self._batches = self._gather()

@@ -11,6 +11,10 @@ from coterie.agents.config import (
     keyword_arguments,
     learning_rate,
     number,
+    one_of,
+    optional,
+    pair,
+    scheduled,
 )
 
 __all__ = ["PPO_DEFAULT_CONFIG", "PPO_KEYS"]
@@ -24,7 +28,7 @@ PPO_DEFAULT_CONFIG = Config({
     "discount_factor": 0.99,              # gamma
     "lambda": 0.95,                       # of generalised advantage estimation
 
-    "learning_rate": 1e-3,                # of Adam; a pair (policy, value) gives each its own, clipped by itself
+    "learning_rate": 1e-3,                # of Adam; a pair (policy, value) gives each its own, clipped by itself; or a schedule
     "learning_rate_scheduler": None,      # class of a scheduler, stepped after each epoch (KLAdaptiveLR, or any of torch's)
     "learning_rate_scheduler_kwargs": {}, # its keyword arguments, e.g. {"kl_threshold": 0.008}
 
@@ -37,19 +41,24 @@ PPO_DEFAULT_CONFIG = Config({
     "learning_starts": 0,                 # step from which updates take place
 
     "grad_norm_clip": 0.5,                # bound of the gradient's norm, 0 for none
-    "ratio_clip": 0.2,                    # clipping range of the probability ratio
+    "ratio_clip": 0.2,                    # clipping range of the probability ratio; a pair (below 1, above 1), or a schedule
     "value_clip": 0.2,                    # clipping range of value predictions
     "clip_predicted_values": False,       # whether to clip them
+    "huber_delta": 0.0,                   # from where the value loss is linear (MAPPO's authors: 10), 0 for the squared error
+    "advantage_normalization": "agent",   # over each agent's rollout, over the "group" that shares parameters, or "off"
 
-    "entropy_loss_scale": 0.0,            # weight of the entropy bonus
+    "entropy_loss_scale": 0.0,            # weight of the entropy bonus, or a schedule
     "value_loss_scale": 1.0,              # weight of the value loss
+    "exploration_std": None,              # standard deviation of Gaussian policies, or a schedule; None leaves it to them
 
     "kl_threshold": 0,                    # end an update once an epoch's mean KL exceeds it, 0 for never
+    "kl_estimator": "k3",                 # how it is estimated: "k1" -log w, "k2" (log w)^2 / 2, "k3" w - 1 - log w
 
     "rewards_shaper": None,               # function (rewards, timestep, timesteps) -> rewards, each [E, 1]
     "time_limit_bootstrap": False,        # value what lies beyond a truncation; False treats it as a termination
 
     "mixed_precision": False,             # run networks in bfloat16 where that is safe
+    "trainable": True,                    # whether to learn; False for teammates that act and are seen by critics only
 
     "experiment": {
         "directory": "",                  # where runs are kept; "" for ./runs
@@ -79,13 +88,18 @@ PPO_KEYS: dict[str, Key] = {
     "random_timesteps": integer(0),
     "learning_starts": integer(0),
     "grad_norm_clip": number(0.0),
-    "ratio_clip": number(0.0, above=True),
-    "value_clip": number(0.0, above=True),
+    "ratio_clip": pair(scheduled(number(0.0, above=True)), "below 1, above 1"),
+    "value_clip": scheduled(number(0.0, above=True)),
     "clip_predicted_values": boolean(),
-    "entropy_loss_scale": number(0.0),
+    "huber_delta": number(0.0),
+    "advantage_normalization": one_of("agent", "group", "off"),
+    "entropy_loss_scale": scheduled(number(0.0)),
     "value_loss_scale": number(0.0),
+    "exploration_std": optional(scheduled(number(0.0, above=True))),
     "kl_threshold": number(0.0),
+    "kl_estimator": one_of("k1", "k2", "k3"),
     "rewards_shaper": callable_or_none("a function (rewards, timestep, timesteps) -> rewards"),
     "time_limit_bootstrap": boolean(),
     "mixed_precision": boolean(),
+    "trainable": boolean(),
 }

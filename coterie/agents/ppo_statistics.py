@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from coterie.agents.groups import Group, Learner
-from coterie.functional import kl_estimate
 
 __all__ = ["UpdateStatistics"]
 
@@ -34,41 +33,38 @@ class UpdateStatistics:
         device = learner.storage.data.device
         self._learner = learner
         self._sums = {g.names: torch.zeros(len(TAGS), g.size, device=device) for g in learner.groups}
-        self._kl_before = torch.zeros(len(learner.names), device=device)
+        self._counts = {g.names: torch.zeros(g.size, device=device) for g in learner.groups}
+        self._before = torch.zeros(2, len(learner.names), device=device)
         self._stds: dict[tuple[str, ...], Tensor] = {}
         self._norms: list[Tensor] = []
-        self._steps = self._steps_before = 0
 
     @torch.no_grad()
-    def add(
-        self,
-        group: Group,
-        policy_loss: Tensor,
-        value_loss: Tensor,
-        entropy: Tensor,
-        log_ratio: Tensor,
-        ratio_clip: float | Tensor,
-        std: Tensor | None,
-    ) -> None:
-        """Add a minibatch: losses and entropy ``[A]``, log-ratios ``[B, A, 1]``, clipping ranges ``[A, 1]`` or one for all."""
-        kl = kl_estimate(log_ratio).mean(dim=(0, 2))
-        clipped = (log_ratio.expm1().abs() > ratio_clip).float().mean(dim=(0, 2))
-        self._sums[group.names] += torch.stack([policy_loss, value_loss, entropy, kl, clipped])
+    def add(self, group: Group, terms: Sequence[Tensor], count: Tensor | None, std: Tensor | None) -> None:
+        """Add a minibatch.
+
+        :param terms: each agent's mean ``[A]`` of what :data:`TAGS` names, in that order
+        :param count: number of rows that each mean is over ``[A]``; None where all agents have the same
+        """
+        rows = torch.stack(list(terms))
+        self._sums[group.names] += rows if count is None else rows * count
+        self._counts[group.names] += 1.0 if count is None else count
         if std is not None:
             self._stds[group.names] = std.detach()
 
     def add_norm(self, norms: Tensor) -> None:
         """Add the gradients' norms ``[S, 1 or 2]`` of the step that follows a minibatch."""
         self._norms.append(norms)
-        self._steps += 1
 
     def end_epoch(self) -> Tensor:
         """Mean KL divergence of the epoch, for each parameter set ``[S]``."""
-        total = torch.cat([self._sums[group.names][KL] for group in self._learner.groups])
-        kl = (total - self._kl_before) / (self._steps - self._steps_before)
-        self._kl_before, self._steps_before = total, self._steps
+        groups = self._learner.groups
+        kl = torch.cat([self._sums[group.names][KL] for group in groups])
+        count = torch.cat([self._counts[group.names] for group in groups])
+        total = torch.stack([kl, count])
         # a learner of several sets has one group, ordered by set
-        return kl.view(self._learner.num_sets, -1).mean(dim=1)
+        kl, count = (total - self._before).view(2, self._learner.num_sets, -1).sum(dim=2)
+        self._before = total
+        return kl / count.clamp_min(1.0)
 
     def write(self, track: Callable[[str, Any], None], explained: dict[tuple[str, ...], Tensor]) -> None:
         """Hand every statistic to ``track(tag, value)``; here the device is waited for.
@@ -83,7 +79,7 @@ class UpdateStatistics:
             else []
         )
         for group in learner.groups:
-            rows = (self._sums[group.names] / self._steps).tolist()
+            rows = (self._sums[group.names] / self._counts[group.names].clamp_min(1.0)).tolist()
             fits = explained[group.names].tolist()
             std = self._stds.get(group.names)
             spreads = None if std is None else std.mean(dim=(0, 2)).expand(group.size).tolist()

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import gymnasium
 import torch
 from torch import Tensor
 
+from coterie.agents.group_networks import CriticInput, Recall, select_rows
 from coterie.agents.groups import Group
 from coterie.memories.base import Memory
 
-__all__ = ["Batch", "Rollout"]
+__all__ = ["Batch", "Cut", "Rollout", "as_sequences"]
+
+#: masks ``[T, E, A, n]`` that are stored from the first step on that has them, and what they are before it
+MASKS = ("active", "present", "action_masks")
+
+
+def as_sequences(x: Tensor, length: int) -> Tensor:
+    """Cut ``[T, E, ...]`` into C chunks of ``length`` steps: ``[L, C * E, ...]``, or ``[T * E, ...]`` where it is 1.
+
+    The last chunk is filled up with zeros (False) where ``length`` does not divide T.
+    """
+    if length == 1:
+        return x.flatten(0, 1)
+    missing = -x.shape[0] % length
+    if missing:
+        x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+    return x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
 
 
 @dataclass
 class Batch:
-    """Rows of a rollout as an update sees them; ``critic`` has one agent where all agents' critics see the same."""
+    """Sequences of a rollout as an update sees them, rows ``[N, ...]`` or, of L > 1 steps each, ``[L, N, ...]``.
+
+    ``critic`` has one agent where all agents' critics see the same.
+    """
 
     states: Tensor  # [N, A, F], normalised
     critic: Tensor  # [N, A or 1, F], normalised
@@ -26,10 +46,38 @@ class Batch:
     advantages: Tensor  # [N, A, 1], standardised
     values: Tensor  # [N, A, 1], as the critic predicted them
     returns: Tensor  # [N, A, 1], on the scale of the critic's predictions
+    mask: Tensor | None = None  # bool [N, A, 1], what counts; None for everything
+    action_masks: Tensor | None = None  # bool [N, A, n]
+    attendance: Tensor | None = None  # bool [N, agents of the team]
+    policy_recall: Recall | None = None
+    value_recall: Recall | None = None
+    length: int = 1
 
-    def take(self, rows: Tensor) -> Batch:
-        """The rows of one minibatch."""
-        return Batch(*(tensor.index_select(0, rows) for tensor in vars(self).values()))
+    @property
+    def sequences(self) -> int:
+        """Number of sequences N."""
+        return self.states.shape[0 if self.length == 1 else 1]
+
+    def take(self, index: Tensor) -> Batch:
+        """The sequences of one minibatch, as rows ``[L * M, ...]`` in order of time."""
+        taken = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                value = select_rows(value, index, self.length)
+            elif isinstance(value, Recall):
+                value = value.take(index)
+            taken[field.name] = value
+        return Batch(**taken)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a time limit struck: at ``row``, in the environments ``envs`` ``[N]``; ``critic`` is what critics saw last."""
+
+    row: int
+    envs: Tensor
+    critic: CriticInput
 
 
 class Rollout:
@@ -42,11 +90,15 @@ class Rollout:
     :param rows: number of steps T
     :param num_envs: number of environments E
     :param log_prob_width: number of log-probabilities of an action, 1 unless policies don't sum over dimensions
+    :param length: number of steps of the chunks that recurrent models learn from, 1 without any
     :param device: where it is stored
     """
 
-    def __init__(self, group: Group, rows: int, num_envs: int, log_prob_width: int, device: torch.device) -> None:
+    def __init__(
+        self, group: Group, rows: int, num_envs: int, log_prob_width: int, length: int, device: torch.device
+    ) -> None:
         self.names = group.names
+        self.length = min(length, rows)
         self.memory = Memory(rows, num_envs, device)
         agents = group.size
         actions = torch.float32 if isinstance(group.action_space, gymnasium.spaces.Box) else torch.int64
@@ -57,8 +109,11 @@ class Rollout:
             self.memory.create_tensor(name, (agents, 1), torch.bool)
         for name in ("rewards", "values", "returns", "advantages"):
             self.memory.create_tensor(name, (agents, 1))
-        self._cut: list[tuple[int, Tensor, Tensor]] = []
-        self._last: Tensor | None = None
+        self._policy_states: list[Tensor] = []  # [E, A, W] at the start of each chunk
+        self.cuts: list[Cut] = []
+        self.last: CriticInput | None = None
+        #: who acts on the states after the last row, bool [E, A, 1]; None for everyone
+        self.active_next: Tensor | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """A stored tensor ``[T, E, A, ...]``."""
@@ -68,35 +123,55 @@ class Rollout:
         """A stored tensor as ``[T * E, A, ...]``."""
         return self.memory.get_tensor_by_name(name, keepdim=False)
 
+    def mask(self, name: str) -> Tensor | None:
+        """A stored mask ``[T, E, A, n]``, None where no step had one."""
+        return self[name] if name in self.memory.get_tensor_names() else None
+
+    def row_mask(self, name: str) -> Tensor | None:
+        """A stored mask as ``[T * E, A, n]``."""
+        mask = self.mask(name)
+        return None if mask is None else mask.flatten(0, 1)
+
+    def add(self, row: Mapping[str, Tensor], masks: Mapping[str, Tensor | None], policy_state: Tensor | None) -> bool:
+        """Store one step.
+
+        :param row: tensors ``[E, A, ...]``
+        :param masks: those of :data:`MASKS`, None where everything is True
+        :param policy_state: the recurrent state ``[E, A, W]`` that the policies acted from
+
+        :return: whether the memory has a tensor more than before
+        """
+        if policy_state is not None and self.memory.memory_index % self.length == 0:
+            self._policy_states.append(policy_state)
+        whole = dict(row)
+        grown = False
+        for name, mask in masks.items():
+            if mask is not None and self.mask(name) is None:
+                self.memory.create_tensor(name, tuple(mask.shape[1:]), torch.bool)
+                self[name].fill_(True)
+                grown = True
+            stored = self.mask(name)
+            if stored is not None:
+                whole[name] = torch.ones_like(stored[0]) if mask is None else mask
+        self.memory.add_samples(**whole)
+        return grown
+
+    def policy_states(self) -> Tensor | None:
+        """The policies' recurrent states ``[C * E, A, W]`` at the chunks' starts; None without any."""
+        return torch.cat(self._policy_states) if self._policy_states else None
+
+    def ended(self) -> Tensor:
+        """Where an agent's episode ended, bool ``[T, E, A, 1]``."""
+        return self["terminated"] | self["truncated"]
+
     def show_in(self, memories: Mapping[str, Memory], shared: Mapping[str, Tensor]) -> None:
         """Make each agent's memory show its part of the storage, and what all agents share."""
         for i, uid in enumerate(self.names):
-            views = {name: self[name][:, :, i] for name in self.memory.get_tensor_names()}
-            memories[uid].expose(self.memory, {**views, **shared})
-
-    def keep_last(self, critic: Tensor) -> None:
-        """Keep the critics' inputs ``[E, A or 1, F]`` at the successor of the last row."""
-        self._last = critic.clone()
-
-    def keep_cut(self, row: int, envs: Tensor, critic: Tensor) -> None:
-        """Keep the critics' inputs ``[N, A or 1, F]`` where episodes of the environments ``envs`` ``[N]`` were cut short."""
-        self._cut.append((row, envs, critic))
-
-    def successor_values(self, values: Tensor, evaluate: Callable[[Tensor], Tensor]) -> Tensor:
-        """V of every step's true successor ``[T, E, A, 1]``.
-
-        :param values: V of every row ``[T, E, A, 1]``
-        :param evaluate: V ``[B, A, 1]`` of critics' inputs ``[B, A or 1, F]``
-        """
-        assert self._last is not None
-        successors = torch.cat([values[1:], evaluate(self._last).unsqueeze(0)])
-        if self._cut:
-            finals = evaluate(torch.cat([critic for _, _, critic in self._cut]))
-            parts = finals.split([len(envs) for _, envs, _ in self._cut])
-            for (row, envs, _), part in zip(self._cut, parts, strict=True):
-                successors[row, envs] = part
-        return successors
+            if uid in memories:
+                views = {name: self[name][:, :, i] for name in self.memory.get_tensor_names()}
+                memories[uid].expose(self.memory, {**views, **shared})
 
     def clear(self) -> None:
-        """Forget the successors; the storage is written over."""
-        self._cut.clear()
+        """Forget what is kept beside the storage, which is written over."""
+        self.cuts.clear()
+        self._policy_states.clear()

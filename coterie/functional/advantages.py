@@ -1,11 +1,13 @@
-"""Generalised advantage estimation and the standardisation of advantages."""
+"""Generalised advantage estimation, and means and standardisation over the entries that count."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["gae", "standardise"]
+from coterie.functional.scan import backward_scan
+
+__all__ = ["gae", "masked_mean", "multi_agent_gae", "outcome_known", "standardise"]
 
 
 def gae(
@@ -16,6 +18,7 @@ def gae(
     truncated: Tensor,
     discount: float | Tensor,
     gae_lambda: float | Tensor,
+    active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
 
@@ -27,43 +30,147 @@ def gae(
 
     A termination removes the bootstrap, any end cuts the recursion: no advantage crosses an episode's boundary.
 
+    With ``active``, an agent's time stands still while it does not act. Let t be a row at which it acts, e the first row
+    from t on that is done, or the rollout's last row, and u the next row at which it acts. What it earns before u, or up
+    to and with e, is the reward of t, undiscounted::
+
+        u <= e:     delta_t = sum(r_t .. r_{u-1}) + discount * V(s_u) - V(s_t)
+                    A_t     = delta_t + discount * lambda * A_u
+        otherwise:  delta_t = sum(r_t .. r_e) + discount * (1 - terminated_e) * V(s_{e+1}) - V(s_t)
+                    A_t     = delta_t
+
+    Advantages of the other rows are 0 and their returns the values; whatever they hold besides rewards and ends (and
+    ``next_values`` in row e) has no effect. What is earned between an end and the next own action belongs to no action.
+
+    What describes the whole team may leave the agent dimension out: with values ``[..., A, 1]`` of at least three
+    dimensions, ``rewards``, ``terminated`` and ``truncated`` may be ``[..., A, 1]``, ``[..., 1, 1]`` or ``[..., 1]``
+    (one dimension fewer), and count for each agent.
+
     :param rewards: ``[T, ...]``
     :param values: ``[T, ...]``, V of the state that was acted upon
     :param next_values: ``[T, ...]``, V of the true successor state; where an episode was truncated, of its last
-        observation and not of the next episode's first one
+        observation and not of the next episode's first one. With ``active``, only the rows e are read
     :param terminated: bool ``[T, ...]``
     :param truncated: bool ``[T, ...]``
     :param discount: a number, or a tensor that broadcasts to ``[...]`` (one discount per agent, say)
     :param gae_lambda: as ``discount``
+    :param active: bool ``[T, ...]``, where agents acted; None where all of them did, in every row
 
     :return: advantages and returns, each ``[T, ...]``
 
-    :raises ValueError: the tensors differ in shape
+    :raises ValueError: the tensors differ in shape, or ``active`` is not bool
     """
-    shape = rewards.shape
-    for name, tensor in (
-        ("values", values),
-        ("next_values", next_values),
-        ("terminated", terminated),
-        ("truncated", truncated),
-    ):
-        if tensor.shape != shape:
-            raise ValueError(f"expected {name} of shape {list(shape)} as the rewards, got {list(tensor.shape)}")
-    going_on = ~(terminated | truncated)
-    deltas = torch.where(terminated, rewards, rewards + discount * next_values) - values
-    carry = going_on * (discount * gae_lambda)
-    advantages = torch.empty_like(deltas)
-    last = torch.zeros_like(deltas[0])
-    # unbound once: indexing inside the loop would cost as much as the arithmetic
-    for delta, weight, advantage in zip(
-        reversed(deltas.unbind(0)), reversed(carry.unbind(0)), reversed(advantages.unbind(0)), strict=True
-    ):
-        last = torch.addcmul(delta, weight, last, out=advantage)
+    shape = values.shape
+    rewards = _per_agent("rewards", rewards, shape)
+    terminated = _per_agent("terminated", terminated, shape)
+    truncated = _per_agent("truncated", truncated, shape)
+    _check_shape("next_values", next_values, shape)
+    done = terminated | truncated
+    weight = (~done).to(values.dtype) * (discount * gae_lambda)
+    if active is None:
+        deltas = torch.where(terminated, rewards, rewards + discount * next_values) - values
+        advantages = backward_scan(deltas, weight)
+        return advantages, advantages + values
+    _check_mask("active", active, shape)
+    own, following = _between_own_actions(rewards, values, next_values, terminated, done, active)
+    deltas = torch.where(active, own + discount * following - values, 0.0)
+    # rows between two own actions hand the later one's advantage on as it is
+    weight = torch.where(active | done, weight, 1.0)
+    advantages = torch.where(active, backward_scan(deltas, weight), 0.0)
     return advantages, advantages + values
 
 
-def standardise(x: Tensor, dim: tuple[int, ...], eps: float = 1e-8) -> Tensor:
-    """``(x - mean) / (std + eps)`` with the unbiased standard deviation over ``dim``; a single sample becomes 0, not NaN."""
+def multi_agent_gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    discount: float | Tensor,
+    gae_lambda: float | Tensor,
+    active: Tensor | None = None,
+    time_dim: int = -3,
+) -> tuple[Tensor, Tensor]:
+    """:func:`gae` for tensors ``[..., T, A, 1]`` with time anywhere before the agents; needs nothing else of this library.
+
+    Rewards and ends may be each agent's, ``[..., T, A, 1]``, or the team's, ``[..., T, 1, 1]`` or ``[..., T, 1]``::
+
+        advantages, returns = multi_agent_gae(
+            rewards=torch.randn(64, 100, 1),                               # the team's: 64 environments, 100 steps
+            values=values, next_values=next_values,                        # 3 agents': [64, 100, 3, 1]
+            terminated=terminated, truncated=truncated,                    # bool, the team's or each agent's
+            discount=0.99, gae_lambda=0.95,
+        )                                                                  # [64, 100, 3, 1] each
+
+    :param rewards: ``[..., T, A, 1]``, ``[..., T, 1, 1]`` or ``[..., T, 1]``
+    :param values: ``[..., T, A, 1]``, V of the states that were acted upon
+    :param next_values: ``[..., T, A, 1]``, V of the true successor states, see :func:`gae`
+    :param terminated: bool, shaped as the rewards may be
+    :param truncated: bool, shaped as the rewards may be
+    :param discount: a number, or a tensor that broadcasts to the values' shape without T (``[A, 1]`` for one per agent)
+    :param gae_lambda: as ``discount``
+    :param active: bool ``[..., T, A, 1]``, where agents acted, see :func:`gae`; None where all of them did, in every row
+    :param time_dim: the dimension of T in ``values``
+
+    :return: advantages and returns, each ``[..., T, A, 1]``
+
+    :raises ValueError: a shape other than these, or a time dimension that is none
+    """
+    dims = values.dim()
+    time = time_dim + dims if time_dim < 0 else time_dim
+    if not 0 <= time < dims - 2 or values.shape[-1] != 1:
+        raise ValueError(
+            f"expected values of shape [..., T, A, 1] with time before the last two dimensions, got {list(values.shape)} "
+            f"and time_dim {time_dim}"
+        )
+    shape = values.shape
+    _check_shape("next_values", next_values, shape)
+    advantages, returns = gae(
+        _per_agent("rewards", rewards, shape).movedim(time, 0),
+        values.movedim(time, 0),
+        next_values.movedim(time, 0),
+        _per_agent("terminated", terminated, shape).movedim(time, 0),
+        _per_agent("truncated", truncated, shape).movedim(time, 0),
+        discount,
+        gae_lambda,
+        None if active is None else _check_mask("active", active, shape).movedim(time, 0),
+    )
+    return advantages.movedim(0, time), returns.movedim(0, time)
+
+
+def outcome_known(active: Tensor, done: Tensor, active_next: Tensor) -> Tensor:
+    """Where the rollout shows what an action led to: the agent's next own action, or an end.
+
+    False for the last row at which an agent acted that waits when the rollout ends: more of that action's reward may be
+    still to come.
+
+    :param active: bool ``[T, ...]``, where agents acted
+    :param done: bool ``[T, ...]``, or a team's as in :func:`gae`
+    :param active_next: bool ``[...]``, whether the agent acts on the state after the last row
+
+    :return: bool ``[T, ...]``, False where agents did not act
+
+    :raises ValueError: the tensors' shapes don't fit, or a mask is not bool
+    """
+    _check_mask("active", active, active.shape)
+    _check_mask("active_next", active_next, active.shape[1:])
+    done = _per_agent("done", done, active.shape)
+    told = torch.cat([active[1:], active_next.unsqueeze(0)]) | done
+    return active & (backward_scan(told.float(), ~told) > 0)
+
+
+def standardise(x: Tensor, dim: tuple[int, ...], mask: Tensor | None = None, eps: float = 1e-8) -> Tensor:
+    """``(x - mean) / (std + eps)`` with the unbiased standard deviation over ``dim``; a single sample becomes 0, not NaN.
+
+    :param mask: bool, broadcasts to ``x``: only these entries count, and the others become 0, whatever they hold
+    """
+    if mask is not None:
+        mask = mask.expand(x.shape)
+        counts = mask.sum(dim=dim, keepdim=True)
+        total = torch.where(mask, x, 0.0).sum(dim=dim, keepdim=True)
+        centred = torch.where(mask, x - total / counts.clamp_min(1), 0.0)
+        variance = centred.square().sum(dim=dim, keepdim=True) / (counts - 1).clamp_min(1)
+        return centred / (variance.sqrt() + eps)
     count = 1
     for d in dim:
         count *= x.shape[d]
@@ -71,3 +178,68 @@ def standardise(x: Tensor, dim: tuple[int, ...], eps: float = 1e-8) -> Tensor:
     if count == 1:
         return x - mean
     return (x - mean) / (x.std(dim=dim, keepdim=True) + eps)
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Mean over ``dim`` of the entries with a true ``mask`` (bool, broadcasts to ``x``); 0 where there are none.
+
+    What the other entries hold, NaN included, has no effect, neither on the mean nor on gradients.
+    """
+    mask = mask.expand(x.shape)
+    return torch.where(mask, x, 0.0).sum(dim=dim) / mask.sum(dim=dim).clamp_min(1)
+
+
+# ---- an agent's own time ---------------------------------------------------------------------------------------------
+
+
+def _between_own_actions(
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What each own action earns up to the next one, and the value of what it leads to (0 after a termination).
+
+    Both are read off at the rows of own actions; what the other rows hold means nothing.
+    """
+    leads_to = torch.where(terminated, 0.0, next_values)
+    leads_to[:-1] = torch.where(active[1:] & ~done[:-1], values[1:], leads_to[:-1])
+    ends = done.clone()  # the row before an own action, and the last before a cut, have nothing behind them
+    ends[:-1] |= active[1:]
+    ends[-1] = True
+    sums = backward_scan(
+        torch.stack([rewards, torch.where(ends, leads_to, 0.0)], dim=1), torch.stack([~ends, ~ends], dim=1)
+    )
+    own, following = sums.unbind(1)
+    return own, following
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.shape != shape:
+        raise ValueError(f"expected {name} of shape {list(shape)} as the values, got {list(tensor.shape)}")
+    return tensor
+
+
+def _check_mask(name: str, mask: Tensor, shape: torch.Size) -> Tensor:
+    if mask.shape != shape or mask.dtype != torch.bool:
+        raise ValueError(f"expected {name} as bool of shape {list(shape)}, got {mask.dtype} {list(mask.shape)}")
+    return mask
+
+
+def _per_agent(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Give a team's signal the agent dimension -2 of ``shape``, repeating it.
+
+    :raises ValueError: the tensor has neither this shape nor a team's
+    """
+    if tensor.shape == shape:
+        return tensor
+    forms = [list(shape)]
+    if len(shape) >= 3 and shape[-1] == 1:  # time, agent, 1: without an agent dimension there is nothing to repeat over
+        forms += [[*shape[:-2], 1, 1], [*shape[:-2], 1]]
+        if list(tensor.shape) in forms:
+            return (tensor.unsqueeze(-2) if tensor.dim() < len(shape) else tensor).expand(shape)
+    raise ValueError(
+        f"expected {name} of shape {list(shape)} as the values"
+        + (f", or {forms[1]} or {forms[2]} for the whole team" if len(forms) > 1 else "")
+        + f"; got {list(tensor.shape)}"
+    )

@@ -3,6 +3,7 @@
 from coterie.models.base import Model
 from coterie.models.build import build_models
 from coterie.models.mixins import (
+    BernoulliMixin,
     CategoricalMixin,
     DeterministicMixin,
     GaussianMixin,
@@ -18,8 +19,13 @@ from coterie.models.networks import (
     Value,
     mlp,
 )
+from coterie.models.recurrent import GRU, LSTM
+from coterie.models.scripted import ScriptedPolicy
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "BernoulliMixin",
     "CategoricalMixin",
     "CategoricalPolicy",
     "DeterministicMixin",
@@ -29,6 +35,7 @@ __all__ = [
     "MultiCategoricalMixin",
     "MultiCategoricalPolicy",
     "MultivariateGaussianMixin",
+    "ScriptedPolicy",
     "TanhGaussianMixin",
     "TanhGaussianPolicy",
     "Value",

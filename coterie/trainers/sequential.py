@@ -7,15 +7,16 @@ import contextlib
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from coterie.agent_tensors import stack_agents
+from coterie.agent_tensors import AgentTensors, stack_agents
 from coterie.agents.base import MultiAgent
 from coterie.agents.config import Config, ConfigError, Key, boolean, check_config, integer
+from coterie.agents.masks import Masks, blank
 from coterie.envs.base import MultiAgentEnv
 from coterie.episodes import EpisodeCounter
 
@@ -49,8 +50,15 @@ _KEYS: dict[str, Key] = {
 }
 
 
-#: time step, rewards, terminated and truncated, each by agent
-_Step = tuple[int, Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor]]
+class _Step(NamedTuple):
+    """One step of an environment, each by agent."""
+
+    timestep: int
+    rewards: Mapping[str, Tensor]
+    terminated: Mapping[str, Tensor]
+    truncated: Mapping[str, Tensor]
+    masks: Masks
+    """Who took part."""
 
 
 def _columns(values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -111,8 +119,8 @@ class SequentialTrainer:
         """Train for ``cfg["timesteps"]`` steps of the vectorised environment."""
         self.agents.init(self.cfg)
         self.agents.set_running_mode("train")
-        for timestep, *_ in self._loop(self.env, self.timesteps, training=True):
-            self._evaluate_when_due(timestep + 1)
+        for step in self._loop(self.env, self.timesteps, training=True):
+            self._evaluate_when_due(step.timestep + 1)
 
     def eval(self, episodes: int | None = None) -> dict[str, Any]:
         """Play whole episodes with the most probable actions and count their returns.
@@ -140,11 +148,10 @@ class SequentialTrainer:
         lengths: list[Tensor] = []
         try:
             with _undisturbed_random_numbers(self.agents.device):
-                for _, rewards, terminated, truncated in self._loop(
-                    env, self.cfg["evaluation_timesteps"], training=False
-                ):
-                    ended = (_columns(terminated, names) | _columns(truncated, names)).all(dim=1)
-                    finished = counter.add(_columns(rewards, names), ended)
+                for step in self._loop(env, self.cfg["evaluation_timesteps"], training=False):
+                    ended = (_columns(step.terminated, names) | _columns(step.truncated, names)).all(dim=1)
+                    earned = blank(stack_agents(step.rewards, names), step.masks.present(names)).flatten(1)
+                    finished = counter.add(earned, ended)
                     if finished is None:
                         continue
                     counts = played[ended] < quota
@@ -182,7 +189,7 @@ class SequentialTrainer:
         shared = training and agents.uses_shared_states
         stochastic = training or self.cfg["stochastic_evaluation"]
         states, infos = env.reset()
-        shared_states = env.state() if shared else None
+        shared_states = _state_of(env) if shared else None
         hidden = not training or self.cfg["disable_progressbar"]
         progress = tqdm(
             range(timesteps), disable=hidden, unit=" env steps", unit_scale=env.num_envs, dynamic_ncols=True
@@ -193,10 +200,11 @@ class SequentialTrainer:
             actions, _, outputs = agents.act(states, timestep, timesteps, infos=infos)
             if not stochastic:
                 actions = {uid: outputs[uid].get("mean_actions", actions[uid]) for uid in env.possible_agents}
+            masks = Masks(infos)
             next_states, rewards, terminated, truncated, infos = env.step(actions)
             if training:
                 step_infos = infos
-                if shared:
+                if shared_states is not None:
                     shared_next = env.state()
                     step_infos = {**infos, "shared_states": shared_states, "shared_next_states": shared_next}
                     shared_states = shared_next
@@ -208,8 +216,20 @@ class SequentialTrainer:
                     progress.set_postfix({"return": f"{agents.recent_return:.2f}"}, refresh=False)
             if not self.cfg["headless"]:
                 env.render()
-            yield timestep, rewards, terminated, truncated
+            yield _Step(timestep, rewards, terminated, truncated, masks)
             states = next_states
+            if not training:  # what training is told by record_transition
+                names = env.possible_agents
+                ended = stack_agents(terminated, names) | stack_agents(truncated, names)
+                infos = {**infos, "episode_starts": AgentTensors.single(names, ended)}
+
+
+def _state_of(env: MultiAgentEnv) -> Tensor | None:
+    """The shared state of the present moment; None where the environment has none (agents then make do with observations)."""
+    try:
+        return env.state()
+    except NotImplementedError:
+        return None
 
 
 def _close_at_exit(env: MultiAgentEnv) -> None:

@@ -13,8 +13,8 @@ import torch
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 from coterie.envs.base import EnvError, MultiAgentEnv
-from coterie.envs.wrappers.gymnasium import OneAgentTeam
 from coterie.envs.wrappers.pettingzoo import PettingZooEnv
+from coterie.envs.wrappers.tuple_team import as_team
 from coterie.envs.wrappers.turn_based import TurnBasedTeam
 from coterie.envs.wrappers.vmas import VmasEnv
 
@@ -38,9 +38,9 @@ def wrap_env(
     """Wrap an environment, several of them, or what makes them.
 
     :param env: a PettingZoo ``ParallelEnv`` (or what steps like one), a PettingZoo ``AECEnv`` (one step is one agent's
-        turn), a ``gymnasium.Env`` (a team of one, ``agent_0``), a VMAS ``Environment``, a function that makes one of
-        these, or a list of such functions or environments, one for each copy. A :class:`MultiAgentEnv` is returned as
-        it is
+        turn), a ``gymnasium.Env`` (a team of one, ``agent_0``; with Tuple spaces, as lbforaging and rware have them, a
+        team of n: :class:`TupleTeam`), a VMAS ``Environment``, a function that makes one of these, or a list of such
+        functions or environments, one for each copy. A :class:`MultiAgentEnv` is returned as it is
     :param wrapper: "auto", "pettingzoo" (parallel or in turn), "gymnasium" or "vmas"
     :param verbose: say in the log what was wrapped
     :param num_envs: number of copies that a function is called for; None for 1, or for as many as there are
@@ -82,7 +82,7 @@ def _wrap_copies(
         _check_count(copies[0].num_envs, num_envs, copies[0])
         return VmasEnv(copies[0], device=device, seed=seed) if kind == "vmas" else copies[0]
     if kind == "gymnasium":
-        copies = [OneAgentTeam(copy) for copy in copies]
+        copies = [as_team(copy) for copy in copies]
     elif kind == "turn-based":
         if getattr(copies[0], "metadata", {}).get("is_parallelizable", False):
             logger.info(

@@ -1,0 +1,157 @@
+"""A group's policies and critics as they are run: normalised inputs, precision, recurrent state, float32 out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from coterie.agents.groups import Group
+from coterie.agents.normalisation import SetPreprocessor
+from coterie.models.batch import ModelBatch
+from coterie.models.distributions import Distribution
+
+__all__ = ["CriticInput", "GroupNetworks", "Recall", "select_rows"]
+
+
+def select_rows(x: Tensor, index: Tensor, length: int) -> Tensor:
+    """Pick sequences: ``[N, ...]`` to ``[M, ...]``, or of ``length`` > 1 steps ``[L, N, ...]`` to rows ``[L * M, ...]``."""
+    return x.index_select(0, index) if length == 1 else x.index_select(1, index).flatten(0, 1)
+
+
+class CriticInput(NamedTuple):
+    """What critics see in B environments (or rows)."""
+
+    states: Tensor
+    """``[B, A, F]``, or ``[B, 1, F]`` where all agents' critics see the same."""
+
+    attendance: Tensor | None = None
+    """Who is there, bool ``[B, agents of the team]``, for critics of whole teams; None for everyone."""
+
+    def at(self, rows: Tensor | slice) -> CriticInput:
+        """Some of the rows."""
+        return CriticInput(self.states[rows], None if self.attendance is None else self.attendance[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[CriticInput]) -> CriticInput:
+        """Rows of several moments one after the other."""
+        states = torch.cat([part.states for part in parts])
+        width = next((part.attendance.shape[1] for part in parts if part.attendance is not None), None)
+        if width is None:
+            return cls(states)
+        everyone = [
+            states.new_ones(len(part.states), width, dtype=torch.bool) if part.attendance is None else part.attendance
+            for part in parts
+        ]
+        return cls(states, torch.cat(everyone))
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a recurrent model is given beside its inputs of N sequences of ``length`` steps, rows in order of time."""
+
+    state: Tensor  # [N, A or 1, W], before the first step
+    starts: Tensor | None = None  # bool [L * N, A or 1, 1], True where an episode starts
+    active: Tensor | None = None  # bool [L * N, A, 1], False where the state is left as it was
+    length: int = 1
+
+    def take(self, index: Tensor) -> Recall:
+        """Some of the sequences; ``starts`` and ``active`` are ``[L, N, ...]`` here where L > 1."""
+        return replace(
+            self,
+            state=self.state.index_select(0, index),
+            starts=None if self.starts is None else select_rows(self.starts, index, self.length),
+            active=None if self.active is None else select_rows(self.active, index, self.length),
+        )
+
+
+class GroupNetworks:
+    """Runs a group's models.
+
+    :param group: the group
+    :param device: where its models live
+    :param mixed_precision: whether they run in bfloat16
+    :param critic_preprocessor: what normalises the critics' inputs
+    """
+
+    def __init__(
+        self, group: Group, device: torch.device, mixed_precision: bool, critic_preprocessor: SetPreprocessor | None
+    ) -> None:
+        self.group = group
+        self.critic_preprocessor = critic_preprocessor
+        #: standard deviation in place of Gaussian policies' own, None to leave it to them
+        self.std: float | Tensor | None = None
+        self._device = device
+        self._mixed_precision = mixed_precision
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the policies are recurrent."""
+        return self.group.policy is not None and self.group.policy.recurrent
+
+    @property
+    def critic_remembers(self) -> bool:
+        """Whether the critics are recurrent."""
+        return self.group.value is not None and self.group.value.recurrent
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self._mixed_precision:
+            return torch.autocast(self._device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def normalised(self, states: Tensor) -> Tensor:
+        """Observations ``[B, A, F]`` as policies see them."""
+        stage = self.group.state_preprocessor
+        return states if stage is None else stage(states)
+
+    def critic_normalised(self, states: Tensor) -> Tensor:
+        """Critics' inputs ``[B, A or 1, F]`` as they see them."""
+        return states if self.critic_preprocessor is None else self.critic_preprocessor(states)
+
+    def distribution(
+        self, states: Tensor, action_masks: Tensor | None = None, recall: Recall | None = None
+    ) -> tuple[Distribution, Tensor | None]:
+        """The policies' distributions, in float32, and their recurrent state after the last step.
+
+        :param states: normalised observations ``[B, A, F]``
+        :param action_masks: bool ``[B, A, n]``, True where allowed
+        :param recall: for recurrent policies; zero states and one step by default
+        """
+        policy = self.group.policy
+        assert policy is not None
+        tensors, state = self._run(policy, CriticInput(states), recall)
+        template: Any = policy.models[0]
+        arguments: dict[str, Any] = {} if self.std is None else {"std": self.std}
+        return template.make_distribution([tensor.float() for tensor in tensors], action_masks, **arguments), state
+
+    def values(self, critic: CriticInput, recall: Recall | None = None) -> tuple[Tensor, Tensor | None]:
+        """The critics' predictions ``[B, A or 1, 1]``, in float32, and their recurrent state after the last step.
+
+        :param critic: normalised inputs
+
+        :raises ValueError: a critic that returns anything but one value
+        """
+        value = self.group.value
+        assert value is not None
+        (values, *_), state = self._run(value, critic, recall)
+        if values.shape[-1] != 1:
+            raise ValueError(
+                f"the value model of {self.group.names[0]!r}: expected one value [B, 1], got {values.shape[-1]}"
+            )
+        return values.float(), state
+
+    def _run(
+        self, batch: ModelBatch, inputs: CriticInput, recall: Recall | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        with self._precision():
+            if not batch.recurrent:
+                attendance = () if inputs.attendance is None else (inputs.attendance,)
+                return batch(inputs.states, *attendance), None
+            if recall is None:
+                rows, agents = inputs.states.shape[:2]
+                recall = Recall(batch.initial_state(rows, agents))
+            return batch.unroll(inputs.states, recall.state, recall.starts, recall.active, recall.length)
