@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 # fmt: off
 MAPPO_DEFAULT_CONFIG = Config({
     **PPO_DEFAULT_CONFIG.copy(),
-    "critic_input": "state",                # "state", "observations" of all, own observation and state ("agent"), or "both" first
+    "critic_input": "state",                # "state", "observations" of all, own observation and state ("agent"), or "both"
     "shared_state_preprocessor": None,      # class of a normaliser of what critics see, e.g. RunningStandardScaler
     "shared_state_preprocessor_kwargs": {}, # its keyword arguments; size and device are filled in
 })

@@ -101,7 +101,7 @@ class OnPolicyAgent(MultiAgent):
 
     def critic_inputs(self, group: Group, moment: Moment) -> CriticInput:
         """What a group's critics see at one moment."""
-        whole_team = group.value is not None and getattr(group.value.unique[0], "values_per_agent", False)
+        whole_team = group.value is not None and group.value.unique[0].values_per_agent
         return CriticInput(self.critic_states(group, moment), moment.attendance() if whole_team else None)
 
     # ---- construction ----------------------------------------------------------------------------------------------------
