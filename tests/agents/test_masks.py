@@ -134,7 +134,9 @@ def test_a_waiting_mask_of_another_shape_is_refused_by_name(wrong: Any) -> None:
 
 
 def test_a_waiting_mask_may_lack_its_last_dimension() -> None:
-    masks = Masks({"active_masks": {"a": column(0, 1, 0), "b": column(0, 0, 0)}, "waiting_masks": {"b": column(1, 0, 0)[:, 0]}})
+    masks = Masks(
+        {"active_masks": {"a": column(0, 1, 0), "b": column(0, 0, 0)}, "waiting_masks": {"b": column(1, 0, 0)[:, 0]}}
+    )
     assert rows(masks.present(["a", "b"])) == [[F, T], [T, F], [F, F]]
 
 
