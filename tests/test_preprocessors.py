@@ -10,9 +10,16 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from coterie.preprocessors import Preprocessor, RunningStandardScaler, ValueNorm, stack_preprocessors
+from coterie.preprocessors import (
+    PopArt,
+    Preprocessor,
+    RunningStandardScaler,
+    ValueNorm,
+    rescale_output,
+    stack_preprocessors,
+)
 
-KINDS = [RunningStandardScaler, ValueNorm]
+KINDS = [RunningStandardScaler, ValueNorm, PopArt]
 
 
 def moments(preprocessor: Preprocessor) -> tuple[Tensor, Tensor]:
@@ -137,7 +144,206 @@ def test_value_norm_refuses_a_decay_that_is_none(beta: float) -> None:
         ValueNorm(1, beta=beta)
 
 
-# ---- what both have in common ---------------------------------------------------------------------------------------
+# ---- PopArt ---------------------------------------------------------------------------------------------------------
+
+
+def test_popart_has_the_moments_of_value_norm() -> None:
+    popart, norm = PopArt(2, beta=0.9), ValueNorm(2, beta=0.9)
+    for _ in range(3):
+        data = torch.randn(6, 2) * 3 + 100
+        assert torch.equal(popart(data, train=True), norm(data, train=True))
+        for mine, other in zip(popart.moments(), norm.moments(), strict=True):
+            assert torch.equal(mine, other)
+    mean, scale = popart.moments()
+    torch.testing.assert_close((data - mean[0]) / scale[0], popart(data).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_popart_knows_no_values_until_it_learned() -> None:
+    popart, x = PopArt(2), torch.randn(5, 2) * 100
+    assert torch.equal(popart(x, inverse=True), torch.zeros(5, 2))
+    assert torch.equal(popart(x), x)
+    assert [float(m.abs().sum()) for m in popart.moments()] == [0.0, 0.0]
+    popart(x, train=True)
+    torch.testing.assert_close(popart(popart(x), inverse=True), x)
+
+
+def test_moments_are_copies() -> None:
+    for kind in (ValueNorm, PopArt):
+        norm = kind(1)
+        norm(torch.tensor([[1.0], [3.0]]), train=True)
+        before = norm.moments()
+        norm(torch.tensor([[50.0], [70.0]]), train=True)
+        assert [float(m) for m in before] == pytest.approx([2.0, 1.0])
+
+
+def test_rescaling_by_hand() -> None:
+    # s = 2, m = 10 -> s' = 4, m' = 30: w' = w / 2, b' = (2 b + 10 - 30) / 4
+    before = torch.tensor([[10.0]]), torch.tensor([[2.0]])
+    after = torch.tensor([[30.0]]), torch.tensor([[4.0]])
+    weight, bias = rescale_output(torch.tensor([[3.0, -1.0]]), torch.tensor([6.0]), before, after)
+    assert torch.equal(weight, torch.tensor([[1.5, -0.5]]))
+    assert torch.equal(bias, torch.tensor([-2.0]))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_an_update_of_the_statistics_changes_no_prediction(size: int, unit: float) -> None:
+    popart, layer, features = PopArt(size, beta=0.7), nn.Linear(8, size), torch.randn(50, 8)
+    popart(unit * torch.randn(20, size), train=True)
+    for step in range(20):
+        predicted = popart(layer(features), inverse=True)
+        before = popart.moments()
+        # the returns' mean and spread move by orders of magnitude
+        popart(unit * (torch.randn(20, size) * 2.0 ** (step % 7) + 5 * step), train=True)
+        weight, bias = rescale_output(layer.weight, layer.bias, before, popart.moments())
+        assert not torch.equal(weight, layer.weight)
+        assert not weight.requires_grad
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        torch.testing.assert_close(popart(layer(features), inverse=True), predicted, rtol=1e-5, atol=1e-5 * unit * 100)
+
+
+def test_the_first_update_of_the_statistics_leaves_the_layer_alone() -> None:
+    popart, layer = PopArt(1), nn.Linear(4, 1)
+    before = popart.moments()
+    popart(torch.randn(20, 1) * 1000 + 5000, train=True)
+    weight, bias = rescale_output(layer.weight, layer.bias, before, popart.moments())
+    assert torch.equal(weight, layer.weight)
+    assert torch.equal(bias, layer.bias)
+    # nor does an update without rows, before or after
+    empty = PopArt(1)
+    for moments_now in (empty.moments(), popart.moments()):
+        weight, bias = rescale_output(layer.weight, layer.bias, moments_now, moments_now)
+        torch.testing.assert_close((weight, bias), (layer.weight.detach(), layer.bias.detach()), rtol=0, atol=0)
+
+
+def test_stacked_layers_are_rescaled_by_their_own_statistics() -> None:
+    whole = stack_preprocessors([PopArt(1) for _ in range(3)])
+    assert isinstance(whole, PopArt)
+    weight, bias, features = torch.randn(3, 4, 6), torch.randn(3, 4), torch.randn(3, 10, 6)  # 4 outputs of one scale
+    mask = torch.ones(3, 20, 1, dtype=torch.bool)
+    mask[1] = False  # the second set has not learned yet
+    whole(torch.randn(3, 20, 1), train=True, mask=mask)
+
+    def predict() -> Tensor:
+        y: Tensor = whole((features @ weight.mT + bias.unsqueeze(1)).flatten(1).unsqueeze(-1), inverse=True)
+        return y
+
+    predicted, old, before = predict(), weight, whole.moments()
+    whole(torch.randn(3, 20, 1) * torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1) + 30, train=True)
+    weight, bias = rescale_output(weight, bias, before, whole.moments())
+    torch.testing.assert_close(predict()[[0, 2]], predicted[[0, 2]], rtol=1e-5, atol=1e-4)
+    assert torch.equal(weight[1], old[1])
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_learning_does_not_depend_on_the_unit_of_rewards(unit: float) -> None:
+    # a linear critic that bootstraps from itself, the way an agent uses it
+    states, following, rewards = torch.randn(30, 5), torch.randn(30, 5), torch.randn(6, 30, 1) + 0.5
+    first = nn.Linear(5, 1)
+
+    def learn(scale: float) -> tuple[Tensor, Tensor]:
+        layer, popart = copy.deepcopy(first), PopArt(1, beta=0.9)
+        for earned in rewards * scale:
+            targets = earned + 0.9 * popart(layer(following), inverse=True)
+            before = popart.moments()
+            popart(targets, train=True)
+            weight, bias = rescale_output(layer.weight, layer.bias, before, popart.moments())
+            layer.load_state_dict({"weight": weight, "bias": bias})
+            for _ in range(5):
+                loss = (popart(targets) - layer(states)).square().mean()
+                grads = torch.autograd.grad(loss, list(layer.parameters()))
+                with torch.no_grad():
+                    for parameter, grad in zip(layer.parameters(), grads, strict=True):
+                        parameter -= 0.1 * grad
+        return torch.cat([p.detach().flatten() for p in layer.parameters()]), popart(layer(states), inverse=True)
+
+    (parameters, values), (others, scaled) = learn(1.0), learn(unit)
+    torch.testing.assert_close(others, parameters, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scaled / unit, values, rtol=1e-4, atol=1e-5)
+
+
+# ---- rows that count ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_rows_with_a_true_mask_are_learned_from(kind: type[Preprocessor]) -> None:
+    masked, rest = kind(3), kind(3)
+    for n in (6, 1, 9):
+        x, mask = torch.randn(n, 3) * 5 + 100, torch.rand(n, 1) < 0.5
+        mask[0] = True
+        y = masked(x, train=True, mask=mask)
+        rest(x[mask.squeeze(-1)], train=True)
+        torch.testing.assert_close(masked.state_dict(), rest.state_dict(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(y, rest(x), rtol=1e-6, atol=1e-6)  # all rows are normalised
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_true_mask_is_none(kind: type[Preprocessor]) -> None:
+    masked, plain = kind(3), kind(3)
+    for n in (6, 1):
+        x = torch.randn(n, 3)
+        masked(x, train=True, mask=torch.ones(n, 1, dtype=torch.bool))
+        plain(x, train=True)
+    torch.testing.assert_close(masked.state_dict(), plain.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e38, 0.0])
+@pytest.mark.parametrize("stacked", [False, True, "unequal"])
+def test_garbage_in_masked_rows_changes_no_bit(kind: type[Preprocessor], garbage: float, stacked: bool | str) -> None:
+    def make() -> nn.Module:
+        members: list[nn.Module] = [kind(2) for _ in range(3)]
+        if stacked == "unequal":
+            members[1] = RunningStandardScaler(2, clip_threshold=1.0)
+        return stack_preprocessors(members) if stacked else kind(2)
+
+    one, other = make(), make()
+    shape = (3, 8) if stacked else (8,)
+    for _ in range(3):
+        x, mask = torch.randn(*shape, 2), torch.rand(*shape, 1) < 0.6
+        one(x, train=True, mask=mask)
+        other(x.masked_fill(~mask, garbage), train=True, mask=mask)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_set_without_rows_stays_as_it_is(kind: type[Preprocessor], warm: bool) -> None:
+    members = [kind(2) for _ in range(3)]
+    whole = stack_preprocessors(members)
+    if warm:
+        whole(torch.randn(3, 5, 2) * 3, train=True)
+    before = copy.deepcopy([member.state_dict() for member in members])
+    x, mask = torch.randn(3, 4, 2) + 7, torch.ones(3, 4, 1, dtype=torch.bool)
+    x[1], mask[1] = math.nan, False
+    alone = copy.deepcopy(members[2])
+    whole(x, train=True, mask=mask)
+    for name, tensor in members[1].state_dict().items():
+        assert torch.equal(tensor, before[1][name]), name
+    assert not torch.equal(moments(members[0])[0], before[0]["running_mean"])
+    alone(x[2], train=True)
+    torch.testing.assert_close(members[2].state_dict(), alone.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_without_train_does_nothing(kind: type[Preprocessor]) -> None:
+    preprocessor, x = kind(2), torch.randn(4, 2)
+    before = copy.deepcopy(preprocessor.state_dict())
+    assert torch.equal(preprocessor(x, mask=torch.zeros(4, 1, dtype=torch.bool)), preprocessor(x))
+    torch.testing.assert_close(preprocessor.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(4, 2, dtype=torch.bool), torch.ones(4, dtype=torch.bool), torch.ones(4, 1)]
+)
+def test_a_mask_of_another_kind_is_refused(mask: Tensor) -> None:
+    for kind in KINDS:
+        with pytest.raises(ValueError, match=r"mask: expected bool of shape \[4, 1\]"):
+            kind(2)(torch.zeros(4, 2), train=True, mask=mask)
+
+
+# ---- what all have in common ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -312,6 +518,26 @@ def test_any_module_will_do() -> None:
     torch.testing.assert_close(whole(x, train=True), x / 2)
     torch.testing.assert_close(whole(whole(x), inverse=True), x)
     assert [m.seen for m in members] == [3, 3]
+
+
+def test_any_module_is_shown_only_the_rows_that_count() -> None:
+    members = [Halve(), Halve()]
+    whole = stack_preprocessors(members)
+    x, mask = torch.randn(2, 3, 4), torch.zeros(2, 3, 1, dtype=torch.bool)
+    mask[0, :2] = True
+    torch.testing.assert_close(whole(x, train=True, mask=mask), x / 2)
+    torch.testing.assert_close(whole(x, train=True, inverse=True, mask=mask), x * 2)
+    assert [m.seen for m in members] == [4, 0]
+
+
+def test_a_subclass_that_knows_of_no_masks_still_learns() -> None:
+    class Plain(ValueNorm):
+        def learn(self, x: Tensor) -> None:  # type: ignore[override]
+            super().learn(x)
+
+    norm = Plain(1)
+    norm(torch.tensor([[1.0], [3.0]]), train=True)
+    assert float(moments(norm)[0]) == pytest.approx(2.0)
 
 
 def test_a_subclass_with_private_attributes_stacks() -> None:

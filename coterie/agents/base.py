@@ -25,9 +25,8 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from coterie._version import __version__
 from coterie.agent_tensors import stack_agents
-from coterie.agents.checkpoints import CheckpointError, check_states, read_checkpoint, write_checkpoint
+from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
 from coterie.agents.checks import check_finite, check_models, with_scripts
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
@@ -441,6 +440,22 @@ class MultiAgent(ABC):
                     modules[f"{kind}/{names[0]}"] = member
         return modules
 
+    def checkpoint_owners(self) -> dict[str, dict[str, str]]:
+        """For each agent the names, among :meth:`checkpoint_modules`, of its models and normalisers."""
+        modules = self.checkpoint_modules()
+        owners: dict[str, dict[str, str]] = {
+            uid: {role: next(name for name, module in modules.items() if module is model) for role, model in roles.items()}
+            for uid, roles in self.models.items()
+        }
+        for learner in self.learners:
+            leaders = [names[0] for names in learner.set_names()]
+            for group in learner.groups:
+                for uid, s in zip(group.names, group.sets, strict=True):
+                    name = f"state_preprocessor/{group.names[0]}/{leaders[s]}"
+                    if name in modules:
+                        owners[uid]["state_preprocessor"] = name
+        return owners
+
     def checkpoint_state(self) -> dict[str, Any]:
         """Counters of the algorithm that a resumed run needs: numbers only."""
         return {"best_return": self._best_return}
@@ -451,17 +466,7 @@ class MultiAgent(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write models, normalisers, optimizers, schedulers and counters to ``path``, whole or not at all."""
-        contents = {
-            "format": 1,
-            "version": __version__,
-            "agents": self.possible_agents,
-            "modules": {name: module.state_dict() for name, module in self.checkpoint_modules().items()},
-            "optimizers": {
-                learner.names[0]: learner.optimizers.state_dict() for learner in self.learners if learner.optimizers
-            },
-            "state": self.checkpoint_state(),
-        }
-        write_checkpoint(path, contents)
+        save_team(self, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what :meth:`save` wrote. Nothing is loaded unless all of it fits.
@@ -470,28 +475,18 @@ class MultiAgent(ABC):
 
         :raises CheckpointError: the file is damaged or holds another team's agents; the message lists every difference
         """
-        contents = read_checkpoint(path, self.device)
-        if not {"agents", "modules", "optimizers", "state"} <= set(contents):
-            raise CheckpointError(f"{os.fspath(path)!r} is not a checkpoint of a team of agents")
-        if contents["agents"] != self.possible_agents:
-            raise CheckpointError(
-                f"{os.fspath(path)!r} holds the agents {contents['agents']}, this is {self.possible_agents}"
-            )
-        modules = self.checkpoint_modules()
-        problems = check_states("module", modules, contents["modules"])
-        learners = {learner.names[0]: learner for learner in self.learners if learner.optimizers}
-        for name, learner in learners.items():
-            states = contents["optimizers"].get(name)
-            if states is not None and learner.optimizers is not None:
-                problems += [f"optimizers of {name!r}, {problem}" for problem in learner.optimizers.misfits(states)]
-        if problems:
-            raise CheckpointError(f"{os.fspath(path)!r} does not fit this agent: " + "; ".join(problems))
-        for name, module in modules.items():
-            module.load_state_dict(contents["modules"][name])
-        for name, learner in learners.items():
-            if name in contents["optimizers"] and learner.optimizers is not None:
-                learner.optimizers.load_state_dict(contents["optimizers"][name])
-        self.load_checkpoint_state(contents["state"])
+        load_team(self, path)
+
+    def load_teammates(self, path: str | os.PathLike[str], sources: Mapping[str, str]) -> None:
+        """Take some agents' policies, with what normalises their observations, from a checkpoint of any team.
+
+        Meant for teammates that don't learn (``cfg["trainable"]``): partners to get along with, opponents, a past self.
+
+        :param sources: for each of this team's agents that is to be loaded, the name of the one in the file
+
+        :raises CheckpointError: the file is damaged, or a policy does not fit; nothing is loaded then
+        """
+        load_teammates(self, path, sources)
 
 
 def _preprocessors(learner: Learner) -> Iterator[tuple[str, SetPreprocessor]]:

@@ -6,12 +6,17 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-__all__ = ["CheckpointError", "check_states", "read_checkpoint", "write_checkpoint"]
+from coterie._version import __version__
+
+if TYPE_CHECKING:
+    from coterie.agents.base import MultiAgent
+
+__all__ = ["CheckpointError", "load_team", "load_teammates", "save_team", "write_checkpoint"]
 
 
 class CheckpointError(RuntimeError):
@@ -64,3 +69,91 @@ def check_states(kind: str, modules: Mapping[str, nn.Module], states: Mapping[st
             if expected != got:
                 problems.append(f"{kind} {name!r}, {key!r}: expected {expected}, the file has {got}")
     return problems
+
+
+def save_team(team: MultiAgent, path: str | os.PathLike[str]) -> None:
+    """Write everything that a team has learned."""
+    contents = {
+        "format": 1,
+        "version": __version__,
+        "agents": team.possible_agents,
+        "owners": team.checkpoint_owners(),
+        "modules": {name: module.state_dict() for name, module in team.checkpoint_modules().items()},
+        "optimizers": {
+            learner.names[0]: learner.optimizers.state_dict() for learner in team.learners if learner.optimizers
+        },
+        "state": team.checkpoint_state(),
+    }
+    write_checkpoint(path, contents)
+
+
+def _read_team(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
+    contents = read_checkpoint(path, device)
+    if not {"agents", "owners", "modules", "optimizers", "state"} <= set(contents):
+        raise CheckpointError(f"{os.fspath(path)!r} is not a checkpoint of a team of agents")
+    return contents
+
+
+def load_team(team: MultiAgent, path: str | os.PathLike[str]) -> None:
+    """Load all of a checkpoint into the team that wrote it, or one like it.
+
+    :raises CheckpointError: it does not fit; nothing is loaded then
+    """
+    contents = _read_team(path, team.device)
+    if contents["agents"] != team.possible_agents:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} holds the agents {contents['agents']}, this is {team.possible_agents}"
+        )
+    modules = team.checkpoint_modules()
+    problems = check_states("module", modules, contents["modules"])
+    learners = {learner.names[0]: learner for learner in team.learners if learner.optimizers}
+    for name, learner in learners.items():
+        states = contents["optimizers"].get(name)
+        if states is not None and learner.optimizers is not None:
+            problems += [f"optimizers of {name!r}, {problem}" for problem in learner.optimizers.misfits(states)]
+    if problems:
+        raise CheckpointError(f"{os.fspath(path)!r} does not fit this agent: " + "; ".join(problems))
+    for name, module in modules.items():
+        module.load_state_dict(contents["modules"][name])
+    for name, learner in learners.items():
+        if name in contents["optimizers"] and learner.optimizers is not None:
+            learner.optimizers.load_state_dict(contents["optimizers"][name])
+    team.load_checkpoint_state(contents["state"])
+
+
+def load_teammates(team: MultiAgent, path: str | os.PathLike[str], sources: Mapping[str, str]) -> None:
+    """Load some agents' policies and normalisers of observations from a checkpoint of any team.
+
+    :param sources: names in the file, by this team's names
+
+    :raises CheckpointError: one of them does not fit; nothing is loaded then
+    """
+    contents = _read_team(path, team.device)
+    modules, owners = team.checkpoint_modules(), team.checkpoint_owners()
+    problems: list[str] = []
+    found: list[tuple[nn.Module, Mapping[str, Any]]] = []
+    for uid, source in sources.items():
+        if uid not in owners or source not in contents["owners"]:
+            problems.append(
+                f"{uid!r} from {source!r}: expected one of {team.possible_agents} from one of {contents['agents']}"
+            )
+            continue
+        policy = owners[uid]["policy"]
+        sharing = [other for other in team.possible_agents if owners[other]["policy"] == policy and other not in sources]
+        if sharing:
+            problems.append(f"{uid!r} shares its policy with {sharing}: expected a model of its own, or sources for them too")
+        for role in ("policy", "state_preprocessor"):
+            mine, theirs = owners[uid].get(role), contents["owners"][source].get(role)
+            if mine is None and theirs is None:
+                continue
+            if mine is None or theirs is None:
+                who = "this agent" if theirs is None else "the file"
+                problems.append(f"{uid!r} from {source!r}: only {who} has a {role}")
+                continue
+            module, state = modules[mine], contents["modules"][theirs]
+            problems += check_states(role, {uid: module}, {uid: state})
+            found.append((module, state))
+    if problems:
+        raise CheckpointError(f"{os.fspath(path)!r} does not fit these agents: " + "; ".join(problems))
+    for module, state in found:
+        module.load_state_dict(state)

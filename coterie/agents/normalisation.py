@@ -27,19 +27,33 @@ class SetPreprocessor:
         self._share = agents // len(members)
         self._stacked = stack_preprocessors(members)
 
-    def __call__(self, x: Tensor, train: bool = False, inverse: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, train: bool = False, inverse: bool = False, mask: Tensor | None = None) -> Tensor:
         """Apply to ``[B, A, F]``, or to ``[B, 1, F]`` that all agents have in common; the result has an entry for each
         agent unless one set serves all.
+
+        :param mask: bool, what is learned from: ``[B, A, 1]``, or ``[B, 1, 1]`` for what all agents have in common (of
+            which ``[B, A, 1]`` says where any of a set's agents sees it)
         """
         sets, batch, agents = len(self.members), x.shape[0], x.shape[1]
+        if mask is not None and mask.shape[1] > agents:
+            mask = mask.unflatten(1, (sets, -1)).any(dim=2)
         if sets == 1:
             flat = x.reshape(1, batch * agents, -1)
-            return self._stacked(flat, train=train, inverse=inverse).view(batch, agents, -1)
+            rows_mask = None if mask is None else mask.reshape(1, batch * agents, 1)
+            return self._apply(flat, train, inverse, rows_mask).view(batch, agents, -1)
         share = agents // sets if agents > 1 else 1
-        rows = x.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
-        y: Tensor = self._stacked(rows, train=train, inverse=inverse)
+
+        def by_set(tensor: Tensor) -> Tensor:
+            return tensor.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
+
+        y = self._apply(by_set(x), train, inverse, None if mask is None else by_set(mask))
         y = y.unflatten(1, (batch, share)).transpose(0, 1).flatten(1, 2)
         return y if share == self._share else y.repeat_interleave(self._share, dim=1)
+
+    def _apply(self, x: Tensor, train: bool, inverse: bool, mask: Tensor | None) -> Tensor:
+        masked = {} if mask is None else {"mask": mask}  # a preprocessor of one's own need not know of masks
+        y: Tensor = self._stacked(x, train=train, inverse=inverse, **masked)
+        return y
 
 
 def make_preprocessor(

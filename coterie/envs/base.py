@@ -28,16 +28,30 @@ class MultiAgentEnv(ABC):
         shared = env.state()                            # describes the same moment as `next_states`
 
     - ``states[uid]`` and ``next_states[uid]`` are float tensors ``[E, obs]`` (flat), ``rewards[uid]`` float ``[E, 1]``,
-      ``terminated[uid]`` and ``truncated[uid]`` bool ``[E, 1]``. ``actions[uid]`` is int64 ``[E, 1]`` for a Discrete space
-      and float ``[E, n]`` for a Box. All live on :attr:`device`. Returned mappings may be ``AgentTensors``.
+      ``terminated[uid]`` and ``truncated[uid]`` bool ``[E, 1]``. ``actions[uid]`` is float ``[E, n]`` for a Box and int64
+      for the others: ``[E, 1]`` for a Discrete, ``[E, k]`` for a MultiDiscrete of k entries, both counted from 0, and
+      ``[E, n]`` of zeros and ones for a MultiBinary. All live on :attr:`device`. Returned mappings may be
+      ``AgentTensors``. Observations of other kinds than a flat Box are flattened (:mod:`coterie.spaces`).
     - A copy whose episode ended has been reset when ``step`` returns: ``next_states`` (and ``state()``) show the first
       moment of its next episode. The true last observations are in ``infos["final_states"]`` (mapping uid -> ``[E, obs]``)
       and the true last shared state in ``infos["final_shared_states"]`` (``[E, state]``). Both keys are there
       whenever at least one copy ended in this step; only the rows of copies that ended are meaningful.
     - ``terminated`` means the task ended and the future is worth nothing; ``truncated`` means that the clock ran out.
       An episode is over, and the copy resets, when every agent is ``terminated | truncated``.
-    - Infos describe the states they come with: ``infos["action_masks"][uid]`` bool ``[E, n]``, True where allowed;
-      ``infos["active_masks"][uid]`` bool ``[E, 1]``, True where alive. A missing mask means all allowed, all alive.
+    - Infos describe the states they come with, ``next_states`` and not those that were acted on:
+
+      - ``infos["action_masks"][uid]`` bool ``[E, flat_size(action_space)]``, True where allowed, for Discrete and
+        MultiDiscrete actions (one dimension after the other). An agent that is to act has a choice in each dimension;
+        for one that is not, all is True. Agents without masks may be missing from the mapping.
+      - ``infos["active_masks"][uid]`` bool ``[E, 1]``, True where the agent is to act on these states. What other
+        agents are given as actions has no effect.
+      - ``infos["waiting_masks"][uid]`` bool ``[E, 1]``, True where the agent is in the game but not to act now, as
+        in games that are played in turn. What it earns while it waits belongs to its last action.
+
+      Without the key all is allowed, all are active, and nobody waits. An agent that is neither active nor waiting is
+      absent: it has died, or not yet arrived. What it observes, does and earns means nothing, with two exceptions: the
+      step in which it leaves counts, and shows in ``next_states`` what it observed last. An absent agent is
+      ``terminated``, unless it arrives in this step.
     - Returned tensors are never written to again by the environment, nor by whoever receives them.
     """
 
@@ -53,6 +67,9 @@ class MultiAgentEnv(ABC):
     action_spaces: Mapping[str, gymnasium.Space]
     #: space of the state that a centralised critic sees, by agent (the same for all of a team)
     shared_observation_spaces: Mapping[str, gymnasium.Space]
+    #: whether :meth:`state` is the environment's own; elsewhere it is the observations of all agents side by side, in
+    #: the order of ``possible_agents``, with zeros for those that are absent
+    has_own_state: bool = True
 
     @abstractmethod
     def reset(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:

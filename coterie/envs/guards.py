@@ -38,12 +38,18 @@ def group_agents(keys: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def check_agents(
-    values: Any, what: str, where: str, possible: Sequence[str], required: Collection[str] | None = None
+    values: Any,
+    what: str,
+    where: str,
+    possible: Sequence[str],
+    required: Collection[str] | None = None,
+    defaults: bool = True,
 ) -> None:
     """Check that a mapping has all ``required`` agents (by default all that are possible) and none that is unknown.
 
     :param what: what the mapping holds, for the message: "observations"
     :param where: where it came from, for the message: "copy 0, step 3"
+    :param defaults: whether a ``defaultdict`` holds everyone, though not yet as a key
 
     :raises EnvError: it is no mapping, an agent is missing, or an agent is unknown
     """
@@ -51,7 +57,7 @@ def check_agents(
         raise EnvError(f"{where}: expected a mapping of {what} by agent name, got {type(values).__name__}")
     expected = [name for name in possible if required is None or name in required]
     missing = [name for name in expected if name not in values]
-    if missing and not hasattr(values, "default_factory"):  # a defaultdict holds everyone, though not yet as a key
+    if missing and not (defaults and getattr(values, "default_factory", None) is not None):
         raise EnvError(
             f"{where}: agent {missing[0]!r} is missing from the {what}, which hold {list(values)}; "
             f"expected an entry for each of {expected}"
@@ -121,7 +127,7 @@ class ActionGuard:
     :param num_envs: number of copies E
     :param device: where the stacked actions go
 
-    :raises TypeError: a space is no Box, Discrete or MultiDiscrete
+    :raises TypeError: a space is no Box, Discrete, MultiDiscrete or MultiBinary
     """
 
     def __init__(self, action_spaces: Mapping[str, gymnasium.Space], num_envs: int, device: torch.device) -> None:
@@ -211,4 +217,6 @@ class _ActionGroup:
             self.high = torch.as_tensor(space.nvec, dtype=torch.int64, device=device).reshape(-1)
         elif isinstance(space, spaces.Discrete):
             self.high = torch.tensor([int(space.n)], device=device)
+        else:
+            self.high = torch.full((self.width,), 2, device=device)  # of a MultiBinary
         self.fewest = int(self.high.min()) if self.integer else 0  # a number below it is a choice at every element

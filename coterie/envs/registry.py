@@ -11,12 +11,14 @@ import torch
 from coterie.envs.base import MultiAgentEnv
 from coterie.envs.matrix import GAMES
 from coterie.envs.particle import TASKS
+from coterie.envs.recall import Recall
 
 __all__ = ["ENVIRONMENTS", "make"]
 
 #: constructors by name; each takes ``num_envs``, ``device``, ``seed`` and options of its own
 ENVIRONMENTS: dict[str, Callable[..., MultiAgentEnv]] = {
     **{f"matrix/{name}": game for name, game in GAMES.items()},
+    "memory/recall": Recall,
     **{f"particle/{name}": task for name, task in TASKS.items()},
 }
 

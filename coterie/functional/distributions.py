@@ -1,4 +1,4 @@
-"""Log-probabilities, entropies and samples of the action distributions, for any leading shape."""
+"""Log-probabilities, entropies, divergences and samples of the action distributions, for any leading shape."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch.nn.functional import softplus
 
 __all__ = [
     "categorical_entropy",
+    "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
     "normal_entropy",
+    "normal_kl",
     "normal_log_prob",
     "tanh_log_derivative",
     "tanh_normal_entropy",
@@ -33,6 +35,16 @@ def normal_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 def normal_entropy(log_std: Tensor) -> Tensor:
     """Entropy ``log_std + log(2 pi e) / 2`` of a normal distribution, element by element."""
     return log_std + (0.5 + _HALF_LOG_TWO_PI)
+
+
+def normal_kl(mean_p: Tensor, log_std_p: Tensor, mean_q: Tensor, log_std_q: Tensor) -> Tensor:
+    """KL(p || q) of two normals, element by element; also of both squashed by tanh, which changes no divergence.
+
+    ``log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2``, arranged so that it is exactly 0 for p = q.
+    """
+    gap = 2.0 * (log_std_p - log_std_q)
+    z = (mean_p - mean_q) * torch.exp(-log_std_q)
+    return 0.5 * (gap.expm1() - gap + z * z)
 
 
 def tanh_log_derivative(x: Tensor) -> Tensor:
@@ -69,6 +81,15 @@ def categorical_entropy(log_probs: Tensor) -> Tensor:
     """Entropy ``[..., 1]`` for normalised ``log_probs`` ``[..., n]``; a forbidden action's ``-inf`` counts as 0 log 0 = 0."""
     finite = log_probs.clamp_min(torch.finfo(log_probs.dtype).min)
     return -(log_probs.exp() * finite).sum(dim=-1, keepdim=True)
+
+
+def categorical_kl(log_probs_p: Tensor, log_probs_q: Tensor) -> Tensor:
+    """KL(p || q) ``[..., 1]`` for normalised log-probabilities ``[..., n]``.
+
+    What p forbids (``-inf``) adds 0, with gradients of 0, whatever q says of it; what only q forbids makes it infinite.
+    """
+    p = log_probs_p.exp()
+    return (p * torch.where(p > 0, log_probs_p - log_probs_q, 0.0)).sum(dim=-1, keepdim=True)
 
 
 def categorical_sample(logits: Tensor) -> Tensor:

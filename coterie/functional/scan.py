@@ -69,7 +69,7 @@ def _scan_pairs(x: Tensor, weight: Tensor, y: Tensor) -> None:
     torch.mul(weight[0::2][:odd], weight[1::2], out=paired_weight[:odd])
     if even > odd:  # the last row has no partner, and nothing behind it
         paired_x[-1] = x[-1]
-        paired_weight[-1] = 0
+        paired_weight[-1] = 0  # of y_T, but what new_empty holds may be NaN
     _scan_pairs(paired_x, paired_weight, y[0::2])
     _step(x[1::2][: even - 1], weight[1::2][: even - 1], y[2::2], out=y[1::2][: even - 1])
     if even == odd:

@@ -162,12 +162,23 @@ def test_values_of_a_whole_team_are_refused(shape: tuple[int, ...]) -> None:
         gae(values, torch.zeros(shape), values, never, never, 0.9, 0.9)
 
 
-def test_a_dimension_of_environments_is_not_taken_for_agents() -> None:
-    # [T, E]: nothing here says that E is the agents
-    values, never = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool)
-    for shape in ((3, 1), (3,), (1, 2)):
-        with pytest.raises(ValueError, match=r"expected rewards of shape \[3, 2\] as the values; got"):
-            gae(torch.zeros(shape), values, values, never, never, 0.9, 0.9)
+@pytest.mark.parametrize(
+    ("shape", "wrong"),
+    [
+        ((3, 2), (3, 1)),
+        ((3, 2), (3,)),
+        ((3, 2), (1, 2)),
+        ((3, 1), (1, 1)),
+        ((3, 1), (1,)),
+        ((3, 2, 4), (3, 1, 1)),
+        ((3, 2, 4), (3, 1)),
+    ],
+)
+def test_only_a_dimension_of_agents_is_repeated_over(shape: tuple[int, ...], wrong: tuple[int, ...]) -> None:
+    # [T], [T, E] and [T, E, A] without a last dimension of 1: nothing says which one is the agents
+    values, never = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"expected rewards of shape \[[\d, ]+\] as the values; got"):
+        gae(torch.zeros(wrong), values, values, never, never, 0.9, 0.9)
 
 
 @pytest.mark.parametrize("masked", [False, True])

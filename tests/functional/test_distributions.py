@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Normal, TanhTransform, TransformedDistribution
+from torch.distributions import Categorical, Normal, TanhTransform, TransformedDistribution, kl_divergence
 
 from coterie.functional import (
     categorical_entropy,
+    categorical_kl,
     categorical_log_prob,
     categorical_sample,
     normal_entropy,
+    normal_kl,
     normal_log_prob,
     tanh_log_derivative,
     tanh_normal_entropy,
@@ -150,3 +152,61 @@ def test_masked_entropy_gradient_is_that_of_the_rest() -> None:
     (mine,) = torch.autograd.grad(categorical_entropy(masked(logits, allowed)).sum(), logits)
     (reference,) = torch.autograd.grad(Categorical(logits=logits[allowed]).entropy(), logits)
     torch.testing.assert_close(mine, reference)
+
+
+# ---- divergences ----------------------------------------------------------------------------------------------------
+
+
+def test_normal_divergence_against_torch() -> None:
+    mean_p, log_std_p, mean_q, log_std_q = torch.randn(4, 50, dtype=torch.float64)
+    reference = kl_divergence(Normal(mean_p, log_std_p.exp()), Normal(mean_q, log_std_q.exp()))
+    torch.testing.assert_close(normal_kl(mean_p, log_std_p, mean_q, log_std_q), reference)
+
+
+def test_normal_divergence_by_hand() -> None:
+    # N(0, 1) from N(1, 2): log 2 + (1 + 1) / 8 - 1/2
+    zero = torch.zeros(())
+    assert float(normal_kl(zero, zero, zero + 1, zero + math.log(2))) == pytest.approx(math.log(2) + 0.25 - 0.5)
+
+
+def test_divergences_of_equal_distributions_are_zero() -> None:
+    mean, log_std = 100 * torch.randn(2, 50)
+    assert torch.equal(normal_kl(mean, log_std / 100, mean, log_std / 100), torch.zeros(50))
+    log_probs = masked(torch.randn(6, 5), torch.tensor([True, False, True, True, False]))
+    assert torch.equal(categorical_kl(log_probs, log_probs), torch.zeros(6, 1))
+
+
+def test_categorical_divergence_against_torch() -> None:
+    p, q = torch.randn(2, 4, 3, 5)
+    mine = categorical_kl(torch.log_softmax(p, -1), torch.log_softmax(q, -1))
+    torch.testing.assert_close(mine.squeeze(-1), kl_divergence(Categorical(logits=p), Categorical(logits=q)))
+
+
+def test_categorical_divergence_is_weighted_by_the_first() -> None:
+    # p = (3/4, 1/4), q = (1/2, 1/2): 3/4 log(3/2) + 1/4 log(1/2); the other way round: 1/2 log(2/3) + 1/2 log 2
+    p, q = torch.tensor([0.75, 0.25]).log(), torch.tensor([0.5, 0.5]).log()
+    assert float(categorical_kl(p, q)) == pytest.approx(0.75 * math.log(1.5) - 0.25 * math.log(2))
+    assert float(categorical_kl(q, p)) == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
+
+
+def test_divergence_with_forbidden_actions_is_that_of_the_rest() -> None:
+    p, q = (torch.randn(6, 5, requires_grad=True) for _ in range(2))
+    allowed = torch.tensor([True, False, True, True, False])
+    mine = categorical_kl(masked(p, allowed), masked(q, allowed))
+    rest = kl_divergence(Categorical(logits=p[:, allowed]), Categorical(logits=q[:, allowed]))
+    torch.testing.assert_close(mine.squeeze(-1), rest)
+    for own, reference in zip(
+        torch.autograd.grad(mine.sum(), (p, q)), torch.autograd.grad(rest.sum(), (p, q)), strict=True
+    ):
+        torch.testing.assert_close(own, reference)
+
+
+def test_what_only_the_second_forbids_is_infinitely_far() -> None:
+    p, q = torch.tensor([0.0, 0.0, -300.0]), torch.zeros(3)
+    some, fewer = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+    assert float(categorical_kl(masked(p, some), masked(q, fewer))) == math.inf
+    # p = (1, 0, 0) from q = (1/2, 1/2, 0): log 2
+    assert float(categorical_kl(masked(p, fewer), masked(q, some))) == pytest.approx(math.log(2.0))
+    # exp(-300) is 0 in float32: that q forbids it as well is no 0 times infinity
+    far = categorical_kl(torch.log_softmax(p, -1), masked(q, some))
+    assert float(far) == pytest.approx(0.0, abs=1e-6)

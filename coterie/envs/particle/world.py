@@ -22,6 +22,7 @@ from torch.nn import functional
 
 __all__ = [
     "MOVES",
+    "SENSITIVITY",
     "World",
     "colour_table",
     "contact_force",
@@ -31,6 +32,7 @@ __all__ = [
     "goal_colours",
     "goal_positions",
     "integrate",
+    "limit_speed",
     "restart",
     "turn",
 ]
@@ -75,12 +77,17 @@ def distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return offsets, (offsets * offsets).sum(0).sqrt()
 
 
-def contact_force(positions: Tensor, reach: float) -> Tensor:
+def contact_force(positions: Tensor, reach: float | Tensor, obstacles: Tensor | None = None) -> Tensor:
     """Force [2, M, E] on every body from all others, which repel below the distance ``reach``.
 
     The penetration is a softplus of ``reach - distance``; two bodies in exactly one spot exert no force on each other.
+
+    :param positions: of the bodies, [2, M, E]
+    :param reach: the sum of two radii: one for all pairs, or [M, M + L, 1]
+    :param obstacles: positions [2, L, E] of what pushes the bodies and cannot be moved; None for nothing
     """
-    offsets, length = distances(positions, positions)
+    others = positions if obstacles is None else torch.cat([positions, obstacles], dim=1)
+    offsets, length = distances(positions, others)
     depth = torch.logaddexp((reach - length) / CONTACT_MARGIN, length.new_zeros(()))
     pressure = depth / length.clamp_min(TINY)  # finite, so a body's zero offset to itself gives a zero force
     return (offsets * pressure).sum(2) * (CONTACT_FORCE * CONTACT_MARGIN)
@@ -92,15 +99,21 @@ def integrate(positions: Tensor, velocities: Tensor, force: Tensor) -> tuple[Ten
     return moved, torch.add(velocities * (1.0 - DAMPING), force, alpha=DT)
 
 
+def limit_speed(velocities: Tensor, limits: Tensor) -> Tensor:
+    """Return velocities [2, M, E], shortened where a body is faster than its limit [M, 1]."""
+    speed = (velocities * velocities).sum(0).sqrt()
+    return torch.where(speed > limits, velocities / speed.clamp_min(TINY) * limits, velocities)
+
+
 def discrete_drive(choices: Tensor, table: Tensor) -> Tensor:
     """Look up ``choices`` int [E, M] in ``table`` [choices, K]; returns [K, M, E]."""
     return functional.embedding(choices, table).permute(2, 1, 0)
 
 
-def continuous_drive(thrust: Tensor, dtype: torch.dtype) -> Tensor:
-    """Force [2, M, E] of ``thrust`` [E, M, 5], ordered nothing, left, right, down, up."""
+def continuous_drive(thrust: Tensor, dtype: torch.dtype, strength: float | Tensor = SENSITIVITY) -> Tensor:
+    """Force [2, M, E] of ``thrust`` [E, M, 5], ordered nothing, left, right, down, up; ``strength``: one, or [M, 1]."""
     push = thrust[..., 2::2] - thrust[..., 1::2]
-    return push.permute(2, 1, 0).to(dtype) * SENSITIVITY
+    return push.permute(2, 1, 0).to(dtype) * strength
 
 
 def goal_positions(world: World) -> Tensor:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from coterie.envs.base import EnvError
 from coterie.envs.guards import check_agents, group_agents
+from coterie.envs.wrappers.turn_based import TurnBasedTeam
+from coterie.spaces import flat_size, flatten_into
 
 __all__ = ["Buffers", "ParallelCopy", "Row", "Team"]
 
@@ -22,29 +24,54 @@ _LARGEST = float(np.finfo(np.float32).max)
 _NUMBERS = (float, int, np.floating, np.integer)
 
 
+class _Place(NamedTuple):
+    """Where an agent's observation goes, and what it looks like."""
+
+    group: tuple[str, ...]
+    column: int
+    shape: tuple[int, ...] | None
+    """Of an array; None where the observation is of another kind, or comes with an action mask."""
+
+
 class Team:
     """The agents of an environment, and where each one's observation goes.
 
-    :param observation_spaces: a Box of any rank for each agent
+    :param observation_spaces: of each agent: what :mod:`coterie.spaces` can flatten, also beside an action mask
 
     :raises TypeError: another observation space
     """
 
     def __init__(self, observation_spaces: Mapping[str, gymnasium.Space]) -> None:
-        for name, space in observation_spaces.items():
-            _check_observation_space(name, space)
         self.names = list(observation_spaces)
         self.everyone = frozenset(self.names)
-        self.shapes = {name: space.shape or () for name, space in observation_spaces.items()}
-        self.widths = {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
+        #: observation spaces without action masks
+        self.spaces: dict[str, gymnasium.Space] = {}
+        #: agents whose observations hold an action mask; whether there is nothing but "observation" beside it
+        self.masked: dict[str, bool] = {}
+        self.widths: dict[str, int] = {}
+        for name, whole in observation_spaces.items():
+            self.spaces[name] = whole
+            if isinstance(whole, spaces.Dict) and "action_mask" in whole.spaces:
+                rest = {key: part for key, part in whole.spaces.items() if key != "action_mask"}
+                self.masked[name] = rest.keys() == {"observation"}
+                self.spaces[name] = rest["observation"] if self.masked[name] else spaces.Dict(rest)
+            try:
+                self.widths[name] = flat_size(self.spaces[name])
+            except TypeError as error:
+                raise TypeError(f"the observation space of agent {name!r}: {error}") from error
         #: agents of equal width, stacked together
         self.groups = group_agents(self.widths)
-        #: (group, column, shape) of each agent
-        self.places = {n: (group, i, self.shapes[n]) for group in self.groups for i, n in enumerate(group)}
+        self.places = {
+            name: _Place(group, i, self._plain_shape(name)) for group in self.groups for i, name in enumerate(group)
+        }
 
     def new_buffers(self, num_envs: int) -> Buffers:
         """Return zeros ``[E, A, obs]`` for each group."""
         return {g: np.zeros((num_envs, len(g), self.widths[g[0]]), dtype=np.float32) for g in self.groups}
+
+    def _plain_shape(self, name: str) -> tuple[int, ...] | None:
+        space = self.spaces[name]
+        return space.shape if isinstance(space, spaces.Box) and name not in self.masked else None
 
 
 class Row(NamedTuple):
@@ -72,17 +99,23 @@ class ParallelCopy:
         self.seed = seed
         #: steps since the reset
         self.age = 0
+        #: who is in the game, in the order of the team
+        self.present = [True] * len(team.names)
         #: who acts next, in the order of the team
-        self.alive = [True] * len(team.names)
+        self.alive = self.present
+        #: whether nobody is absent
+        self.complete = True
+        #: action masks that came with the present observations, by agent
+        self.masks: dict[str, Any] = {}
         #: infos that came with the present observations
         self.infos: Any = None
         self._team = team
-        self._whole = True  # nobody is absent
+        self._turns = env if isinstance(env, TurnBasedTeam) else None
 
     @property
-    def whole(self) -> bool:
-        """Whether every agent acts next."""
-        return self._whole
+    def waiting(self) -> list[bool]:
+        """Who is in the game without being to act, in the order of the team."""
+        return [present and not acts for present, acts in zip(self.present, self.alive, strict=True)]
 
     def reset(self, buffers: Buffers) -> None:
         """Start an episode.
@@ -103,10 +136,11 @@ class ParallelCopy:
             raise EnvError(
                 f"{self}: no agent takes part after reset(); expected some of {self._team.names} in env.agents"
             )
-        check_agents(observations, "observations", str(self), self._team.names, agents)
-        self._read_observations(observations, buffers)
-        self.alive = [name in agents for name in self._team.names]
-        self._whole = all(self.alive)
+        check_agents(observations, "observations", str(self), self._team.names, agents, defaults=False)
+        self.present = [name in agents for name in self._team.names]
+        self.complete = all(self.present)
+        self._note_turn()
+        self._read_observations({name: observations[name] for name in agents}, buffers)
 
     def step(self, choose: Mapping[str, Any], buffers: Buffers) -> Row:
         """Advance by one step; ``choose`` has an action of everyone, and those of absent agents are left out.
@@ -116,8 +150,8 @@ class ParallelCopy:
         self.age += 1
         env, names = self.env, self._team.names
         acting = self._team.everyone
-        if env.agents != names:
-            acting = frozenset(env.agents)
+        if not self.complete or env.agents != names:
+            acting = frozenset(name for name, present in zip(names, self.present, strict=True) if present)
             choose = {name: choose[name] for name in env.agents}
         try:
             result = env.step(choose)
@@ -131,22 +165,31 @@ class ParallelCopy:
         observations, rewards, terminations, truncations, self.infos = result
         for what, values in zip(("observations", "rewards", "terminations", "truncations"), result[:4], strict=True):
             if not isinstance(values, dict) or values.keys() != acting:
-                check_agents(values, what, str(self), names, acting)
-        self._read_observations(observations, buffers)
+                check_agents(values, what, str(self), names, acting, defaults=what != "observations")
 
-        # who is absent earned nothing and is done, unless it reports all the same
-        earned = [self._number(rewards[n], n) if n in rewards else 0.0 for n in names]
+        # who is absent earns nothing and is done, whatever is reported
+        earned = [self._number(rewards[n], n) if n in acting else 0.0 for n in names]
         if not abs(sum(earned)) < _LARGEST:
             self._name_reward(earned)
-        terms = [self._flag(terminations[n], n) if n in terminations else n not in acting for n in names]
-        truncs = [self._flag(truncations[n], n) if n in truncations else False for n in names]
-        if True in terms or True in truncs or env.agents != names:
-            done = [term or trunc for term, trunc in zip(terms, truncs, strict=True)]
-            self._note_absent(acting, done)
-            return Row(earned, terms, truncs, all(done))
-        if not self._whole:  # everyone is back
-            self.alive, self._whole = [True] * len(names), True
-        return Row(earned, terms, truncs, False)
+        terms = [self._flag(terminations[n], n) if n in acting else True for n in names]
+        truncs = [self._flag(truncations[n], n) if n in acting else False for n in names]
+        over = False
+        if True in terms or True in truncs or not self.complete or env.agents != names:
+            self._note_absent(acting, terms, truncs, result)
+            over = True not in self.present
+            kept = [n for n, present in zip(names, self.present, strict=True) if present or n in acting]
+            observations = {name: observations[name] for name in kept}
+        if self._turns is not None:
+            self._note_turn()
+        self._read_observations(observations, buffers)
+        return Row(earned, terms, truncs, over)
+
+    def read_info_masks(self) -> None:
+        """Take the action masks in the present infos; a mask in the observation goes before them."""
+        for name, info in self.infos.items() if isinstance(self.infos, Mapping) else ():
+            mask = info.get("action_mask") if isinstance(info, Mapping) else None
+            if mask is not None and name in self._team.everyone:
+                self.masks.setdefault(name, mask)
 
     def state(self, width: int | None) -> NDArray[np.float32]:
         """Return the environment's own state, flattened.
@@ -183,30 +226,79 @@ class ParallelCopy:
             if not abs(value) < _LARGEST:
                 raise EnvError(f"{self}: the reward of agent {name!r} is {value}; expected a finite float32")
 
-    def _note_absent(self, acting: Collection[str], done: list[bool]) -> None:
-        """Keep who acts next; ``done`` says for whom the episode is over."""
+    def _note_absent(
+        self, acting: Collection[str], terms: list[bool], truncs: list[bool], result: tuple[Any, ...]
+    ) -> None:
+        """Keep who is in the game after a step, and correct ``terms`` of those who were absent before.
+
+        :param acting: who was in the game before
+        :param terms: terminated, in the order of the team; who was absent counts as terminated
+        :param truncs: truncated, in the order of the team
+        :param result: what the environment's step returned
+        """
+        observations, _, *flags, _ = result
         agents = self._agents()
+        present = []
         for i, name in enumerate(self._team.names):
-            ended = done[i] and name in acting
-            if name in acting and not ended and name not in agents:
+            ended = terms[i] or truncs[i]
+            if name not in acting:  # a dead agent may stay in the list, and say so
+                ended = any(self._flag(values[name], name) for values in flags if name in values)
+                terms[i] = ended or name not in agents
+                if not terms[i] and name not in observations:
+                    raise EnvError(
+                        f"{self}: agent {name!r} joins in env.agents, but has no observation; expected one in the step "
+                        "after which it is to act"
+                    )
+            elif not ended and name not in agents:
                 raise EnvError(
                     f"{self}: agent {name!r} left env.agents though it is neither terminated nor truncated; set one of "
                     "the two in the step in which it leaves"
                 )
-            self.alive[i] = name in agents and not ended
-        self._whole = all(self.alive)
+            present.append(name in agents and not ended)
+        self.present, self.complete = present, all(present)
+        self.alive = present
+
+    def _note_turn(self) -> None:
+        """Keep who acts on the present observations."""
+        turns, names = self._turns, self._team.names
+        self.alive = self.present if turns is None else [name == turns.turn for name in names]
 
     def _read_observations(self, observations: Mapping[str, Any], buffers: Buffers) -> None:
+        if self.masks:
+            self.masks = {}
         for name, value in observations.items():
             group, column, shape = self._team.places[name]
+            if shape is None:
+                self._read_structure(name, value, buffers[group][self.index, column])
+                continue
             if type(value) is not np.ndarray or value.dtype.kind not in "fiub":
                 value = self._as_array(value, name)
             if value.shape != shape:  # NumPy would broadcast (1,) over (3,)
-                raise EnvError(
-                    f"{self}: the observation of agent {name!r} has shape {value.shape}; expected {shape} as in "
-                    "its observation space"
-                )
+                raise self._wrong_shape(name, value, shape)
             buffers[group][self.index, column] = value if len(shape) == 1 else value.reshape(-1)
+
+    def _read_structure(self, name: str, value: Any, row: NDArray[np.float32]) -> None:
+        """Write an observation that is no Box, or that comes with an action mask, into ``row``."""
+        space = self._team.spaces[name]
+        if name in self._team.masked:
+            if not isinstance(value, Mapping) or "action_mask" not in value:
+                raise EnvError(
+                    f"{self}: the observation of agent {name!r} has no 'action_mask', which its space promises; it is a "
+                    f"{type(value).__name__}"
+                )
+            self.masks[name] = value["action_mask"]
+            alone = self._team.masked[name]
+            value = {key: part for key, part in value.items() if key != "action_mask"}
+            if alone and value.keys() != {"observation"}:
+                raise EnvError(
+                    f"{self}: the observation of agent {name!r} has, beside its action mask, the keys {list(value)}; "
+                    "expected ['observation'] as in its observation space"
+                )
+            value = value["observation"] if alone else value
+        try:
+            flatten_into(row, space, value)
+        except ValueError as error:
+            raise EnvError(f"{self}: the observation of agent {name!r} is not of its space: {error}") from error
 
     def _as_array(self, value: Any, agent: str) -> NDArray[Any]:
         try:
@@ -219,6 +311,12 @@ class ParallelCopy:
                 "numbers"
             )
         return array
+
+    def _wrong_shape(self, agent: str, value: NDArray[Any], shape: tuple[int, ...]) -> EnvError:
+        return EnvError(
+            f"{self}: the observation of agent {agent!r} has shape {value.shape}; expected {shape} as in its observation "
+            "space"
+        )
 
     def _number(self, value: Any, agent: str) -> float:
         if isinstance(value, _NUMBERS):
@@ -235,15 +333,6 @@ class ParallelCopy:
         if array.dtype.kind in "iub" and array.size == 1 and int(array.reshape(())) in {0, 1}:
             return bool(array.reshape(()))
         raise EnvError(f"{self}: the termination or truncation of agent {agent!r} is {value!r}; expected True or False")
-
-
-def _check_observation_space(agent: str, space: gymnasium.Space) -> None:
-    if isinstance(space, spaces.Box):
-        return
-    hint = "wrap the environment so that it flattens its observations"
-    if isinstance(space, spaces.Dict) and "action_mask" in space.spaces:
-        hint = 'action masks inside observations are not read: pass on the "observation" alone'
-    raise TypeError(f"expected a Box observation space of agent {agent!r}, got {space}; {hint}")
 
 
 def _describe(result: Any) -> str:

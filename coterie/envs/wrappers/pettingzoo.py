@@ -17,7 +17,9 @@ from torch import Tensor
 from coterie.agent_tensors import AgentTensors
 from coterie.envs.base import EnvError, MultiAgentEnv
 from coterie.envs.guards import ActionGuard, check_finite, check_state_finite
+from coterie.envs.wrappers.action_masks import ActionMasks
 from coterie.envs.wrappers.parallel_copy import Buffers, ParallelCopy, Team
+from coterie.envs.wrappers.turn_based import TurnBasedTeam
 
 __all__ = ["PettingZooEnv"]
 
@@ -27,14 +29,22 @@ logger = logging.getLogger(__name__)
 class PettingZooEnv(MultiAgentEnv):
     """E copies of a PettingZoo ``ParallelEnv``, or of anything that steps like one.
 
-    - Box observations of any rank are flattened and cast to float32.
-    - Actions outside a Box are clipped (:class:`~coterie.envs.guards.ActionGuard`); a Discrete action counts from 0
-      whatever the space's ``start``.
+    - Observations are flattened to float32 (:mod:`coterie.spaces`): Box of any rank, Discrete, MultiDiscrete,
+      MultiBinary, and Dict and Tuple of these.
+    - Actions outside a Box are clipped (:class:`~coterie.envs.guards.ActionGuard`); a Discrete or MultiDiscrete action
+      counts from 0 whatever the space's ``start``.
+    - Action masks are read from ``observation["action_mask"]`` of a Dict observation, which then leaves the observation
+      space, and from ``info["action_mask"]``, into ``infos["action_masks"]``; see
+      :class:`~coterie.envs.wrappers.action_masks.ActionMasks`. Masks that come in infos show when they first come:
+      until then ``infos`` has none for that agent.
     - :meth:`state` is the environment's own, flattened, or all agents' observations one after the other where it has
-      none.
+      none (:attr:`has_own_state`).
     - ``seed`` goes to the first :meth:`reset` of copy 0 as it is; the other copies get seeds derived from it.
-    - An agent that left before its team has zero observations and rewards, and is ``terminated``. While any agent is
-      absent, ``infos["active_masks"]`` says who acts next.
+    - An agent that is absent, before it arrives or after it has left its team, has zero observations and rewards
+      whatever the environment reports, and is ``terminated``. While any agent is absent, ``infos["active_masks"]`` says
+      who acts next. An episode is over when nobody is left in the game.
+    - With environments that are played in turn (:class:`~coterie.envs.wrappers.turn_based.TurnBasedTeam`), one agent of
+      a copy is active, and ``infos["waiting_masks"]`` names the others that are in the game.
     - ``infos["env_infos"]`` lists what the copies reported with these states, and ``infos["final_env_infos"]`` what
       they reported at the end of an episode (None for the others); each is there only if a copy reported something.
       They are the environments' own objects.
@@ -43,7 +53,7 @@ class PettingZooEnv(MultiAgentEnv):
     :param device: where returned tensors live
     :param seed: what the copies' seeds derive from; None leaves the seeding to the environments
 
-    :raises TypeError: an observation space is no Box, or an action space no Box, Discrete or MultiDiscrete
+    :raises TypeError: a space is not supported, or actions that are neither Discrete nor MultiDiscrete have a mask
     :raises EnvError: the copies differ in agents or spaces
     """
 
@@ -52,8 +62,11 @@ class PettingZooEnv(MultiAgentEnv):
         self.num_envs = len(self.envs)
         self.device = torch.device(device)
         self.possible_agents = _possible_agents(self.envs[0])
-        self.observation_spaces, self.action_spaces = _common_spaces(self.envs, self.possible_agents)
-        self._team = Team(self.observation_spaces)
+        observation_spaces, self.action_spaces = _common_spaces(self.envs, self.possible_agents)
+        self._team = Team(observation_spaces)
+        self.observation_spaces = self._team.spaces
+        self._masks = ActionMasks(self.action_spaces, self._team.masked, self.num_envs)
+        self._in_turn = isinstance(self.envs[0], TurnBasedTeam)
         self._names = tuple(self.possible_agents)
         self._on_cpu = self.device.type == "cpu"
         seeds = _derive_seeds(seed, self.num_envs)
@@ -63,7 +76,7 @@ class PettingZooEnv(MultiAgentEnv):
         self._states: AgentTensors | None = None
         self._shared: Tensor | None = None
         self._closed = False
-        self._own_state = _may_have_state(self.envs[0])
+        self.has_own_state = _may_have_state(self.envs[0])
         self._state_width = 0
         space = self._find_state_space()
         self.shared_observation_spaces = dict.fromkeys(self.possible_agents, space)
@@ -101,9 +114,7 @@ class PettingZooEnv(MultiAgentEnv):
         if self._states is None:
             raise EnvError("state() was called before reset()")
         if self._shared is None:
-            self._shared = (
-                self._own_states(self._copies) if self._own_state else self._states.join(self.possible_agents)
-            )
+            self._shared = self._own_states(self._copies) if self.has_own_state else self._joined_states(self._states)
         return self._shared
 
     def render(self) -> Any:
@@ -125,7 +136,10 @@ class PettingZooEnv(MultiAgentEnv):
             if isinstance(space, spaces.Discrete):
                 values = values[..., 0] if space.start == 0 else values[..., 0] + space.start
             elif isinstance(space, spaces.MultiDiscrete):
-                values = values + space.start.reshape(-1)  # a copy: the environment may write to it
+                values = (
+                    values.reshape(values.shape[:2] + space.shape) + space.start
+                )  # a copy: the environment may write
+                values = values.astype(space.dtype, copy=False)
             else:
                 values = values.reshape(values.shape[:2] + (space.shape or ())).astype(space.dtype, copy=False)
             for choice, row in zip(choices, values, strict=True):
@@ -137,7 +151,9 @@ class PettingZooEnv(MultiAgentEnv):
         final = self._gather({group: buffer.copy() for group, buffer in buffers.items()})
         check_finite(final, "observation", f"step {self._age}")
         infos["final_states"] = final
-        infos["final_shared_states"] = self._own_states(over) if self._own_state else final.join(self.possible_agents)
+        infos["final_shared_states"] = (
+            self._own_states(over) if self.has_own_state else final.join(self.possible_agents)
+        )
         reported = [copy.infos if copy in over else None for copy in self._copies]
         if any(map(_says_something, reported)):
             infos["final_env_infos"] = reported
@@ -151,11 +167,19 @@ class PettingZooEnv(MultiAgentEnv):
         self._states = self._gather(buffers)
         self._shared = None
         check_finite(self._states, "observation", f"step {self._age}")
-        if not all(copy.whole for copy in self._copies):
+        if self._in_turn or not all(copy.complete for copy in self._copies):
             infos["active_masks"] = self._stack(np.array([copy.alive for copy in self._copies])[..., None])
+        if self._in_turn:
+            infos["waiting_masks"] = self._stack(np.array([copy.waiting for copy in self._copies])[..., None])
         reported = [copy.infos for copy in self._copies]
         if any(map(_says_something, reported)):
             infos["env_infos"] = reported
+            for copy in self._copies:
+                copy.read_info_masks()
+            self._masks.admit(self._copies)
+        if self._masks.names:
+            masks = self._masks.collect(self._copies)
+            infos["action_masks"] = AgentTensors({group: self._tensor(mask) for group, mask in masks.items()})
         return self._states
 
     def _gather(self, buffers: Buffers) -> AgentTensors:
@@ -169,6 +193,14 @@ class PettingZooEnv(MultiAgentEnv):
         tensor = torch.from_numpy(array)
         return tensor if self._on_cpu else tensor.to(self.device)
 
+    def _joined_states(self, states: AgentTensors) -> Tensor:
+        """Return the present observations side by side; zeros for absent agents, also for what they saw as they left."""
+        if all(copy.complete for copy in self._copies):
+            return states.join(self.possible_agents)
+        absent = ~self._tensor(np.array([copy.present for copy in self._copies]))
+        names = self.possible_agents
+        return torch.cat([states[n].masked_fill(absent[:, i : i + 1], 0.0) for i, n in enumerate(names)], dim=1)
+
     def _own_states(self, copies: list[ParallelCopy]) -> Tensor:
         """Return the environments' states ``[E, state]``; zeros for those that are not among ``copies``."""
         rows = np.zeros((self.num_envs, self._state_width), dtype=np.float32)
@@ -181,11 +213,11 @@ class PettingZooEnv(MultiAgentEnv):
     def _find_state_space(self) -> spaces.Box:
         """Settle whose state counts and how wide it is, and return its space."""
         declared = getattr(self.envs[0], "state_space", None)
-        if self._own_state and isinstance(declared, spaces.Box):
+        if self.has_own_state and isinstance(declared, spaces.Box):
             self._state_width = int(np.prod(declared.shape))
             low, high = (bound.astype(np.float32).reshape(-1) for bound in (declared.low, declared.high))
             return spaces.Box(low, high, dtype=np.float32)
-        if self._own_state:  # its width shows only in an episode; the first reset() gets the same seed again
+        if self.has_own_state:  # its width shows only in an episode; the first reset() gets the same seed again
             copy = self._copies[0]
             seed = copy.seed
             copy.reset(self._team.new_buffers(self.num_envs))
@@ -195,8 +227,8 @@ class PettingZooEnv(MultiAgentEnv):
             except EnvError as error:
                 if not isinstance(error.__cause__, NotImplementedError):
                     raise
-                self._own_state = False
-        if not self._own_state:
+                self.has_own_state = False
+        if not self.has_own_state:
             self._state_width = sum(self._team.widths.values())
             logger.info("%s has no state of its own: the agents' observations together stand in for it", self.envs[0])
         return spaces.Box(-np.inf, np.inf, (self._state_width,), np.float32)

@@ -44,6 +44,8 @@ class VmasEnv(MultiAgentEnv):
     :raises EnvError: two agents have the same name
     """
 
+    has_own_state = False
+
     def __init__(self, env: Any, *, device: torch.device | str | None = None, seed: int | None = None) -> None:
         self.env = env
         self.num_envs = env.num_envs

@@ -15,6 +15,7 @@ from pettingzoo.utils.env import AECEnv, ParallelEnv
 from coterie.envs.base import EnvError, MultiAgentEnv
 from coterie.envs.wrappers.pettingzoo import PettingZooEnv
 from coterie.envs.wrappers.tuple_team import as_team
+from coterie.envs.wrappers.turn_based import TurnBasedTeam
 from coterie.envs.wrappers.vmas import VmasEnv
 
 __all__ = ["wrap_env"]
@@ -36,11 +37,11 @@ def wrap_env(
 ) -> MultiAgentEnv:
     """Wrap an environment, several of them, or what makes them.
 
-    :param env: a PettingZoo ``ParallelEnv`` (or what steps like one), a ``gymnasium.Env`` (a team of one, ``agent_0``;
-        with Tuple spaces, as lbforaging and rware have them, a team of n: :class:`TupleTeam`), a VMAS ``Environment``,
-        a function that makes one of these, or a list of such functions or environments, one for each copy. A
-        :class:`MultiAgentEnv` is returned as it is
-    :param wrapper: "auto", "pettingzoo", "gymnasium" or "vmas"
+    :param env: a PettingZoo ``ParallelEnv`` (or what steps like one), a PettingZoo ``AECEnv`` (one step is one agent's
+        turn), a ``gymnasium.Env`` (a team of one, ``agent_0``; with Tuple spaces, as lbforaging and rware have them, a
+        team of n: :class:`TupleTeam`), a VMAS ``Environment``, a function that makes one of these, or a list of such
+        functions or environments, one for each copy. A :class:`MultiAgentEnv` is returned as it is
+    :param wrapper: "auto", "pettingzoo" (parallel or in turn), "gymnasium" or "vmas"
     :param verbose: say in the log what was wrapped
     :param num_envs: number of copies that a function is called for; None for 1, or for as many as there are
     :param device: where returned tensors live; None for the CPU, or for VMAS's own device
@@ -70,7 +71,7 @@ def _wrap_copies(
     copies: list[Any], kind: str, num_envs: int | None, device: torch.device | str | None, seed: int | None
 ) -> MultiAgentEnv:
     found = [_kind_of(copy) for copy in copies]
-    if kind == "auto":
+    if kind == "auto" or (kind == "pettingzoo" and found[0] == "turn-based"):
         kind = found[0]
     for copy, name in zip(copies, found, strict=True):
         if name != kind:
@@ -82,6 +83,12 @@ def _wrap_copies(
         return VmasEnv(copies[0], device=device, seed=seed) if kind == "vmas" else copies[0]
     if kind == "gymnasium":
         copies = [as_team(copy) for copy in copies]
+    elif kind == "turn-based":
+        if getattr(copies[0], "metadata", {}).get("is_parallelizable", False):
+            logger.info(
+                "%s is stepped one agent's turn at a time; its parallel_env() would let all act at once", copies[0]
+            )
+        copies = [TurnBasedTeam(copy) for copy in copies]
     return PettingZooEnv(copies, device="cpu" if device is None else device, seed=seed)
 
 
@@ -147,10 +154,7 @@ def _kind_of(env: Any) -> str:
     if isinstance(env, MultiAgentEnv):
         return "coterie"
     if isinstance(env, AECEnv):
-        raise TypeError(
-            f"expected a parallel environment, got {env}, whose agents act in turn (AEC); if they may act at once, "
-            "wrap pettingzoo.utils.aec_to_parallel(env)"
-        )
+        return "turn-based"
     if isinstance(env, gymnasium.vector.VectorEnv):
         raise TypeError(
             f"expected a single gymnasium.Env, got the vector environment {env}; pass the function that makes one copy "
@@ -167,6 +171,6 @@ def _kind_of(env: Any) -> str:
     if all(hasattr(env, name) for name in parallel) and not hasattr(env, "agent_selection"):
         return "pettingzoo"
     raise TypeError(
-        "expected a PettingZoo ParallelEnv, a gymnasium.Env, a VMAS Environment, a MultiAgentEnv, or functions that "
+        "expected a PettingZoo ParallelEnv or AECEnv, a gymnasium.Env, a VMAS Environment, a MultiAgentEnv, or functions that "
         f"make one, got {type(env).__module__}.{type(env).__qualname__}"
     )

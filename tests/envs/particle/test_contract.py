@@ -154,7 +154,7 @@ def test_resets_are_uniform_over_the_arena(task):
     env.reset()
     state = env.get_state()
     for name in ("positions", "landmarks"):
-        points = state[name]
+        points = state[name] / (0.9 if (task, name) == ("simple_tag", "landmarks") else 1.0)
         assert points.min() >= -1
         assert points.max() <= 1
         assert points.mean(0).abs().max() < 0.06  # the standard error is 0.577 / sqrt(4000) = 0.009

@@ -16,6 +16,7 @@ MODULES = {
     "simple_spread": "simple_spread_v3",
     "simple_speaker_listener": "simple_speaker_listener_v4",
     "simple_reference": "simple_reference_v3",
+    "simple_tag": "simple_tag_v3",
 }
 TOLERANCE = 1e-5
 
@@ -29,13 +30,16 @@ def pair(task, episodes, continuous, crowded=False, **kwargs):
     worlds = [reference.unwrapped.world for reference in references]
     if crowded:
         rng = np.random.default_rng(1)
-        for agent in (agent for world in worlds for agent in world.agents):
-            agent.state.p_pos = rng.uniform(-0.25, 0.25, 2)
+        for world in worlds:
+            for entity in world.entities if task == "simple_tag" else world.agents:
+                entity.state.p_pos = rng.uniform(-0.25, 0.25, 2)
     fields = {
         "positions": torch.tensor(np.array([[a.state.p_pos for a in w.agents if a.movable] for w in worlds])),
-        "landmarks": torch.tensor(np.array([[mark.state.p_pos for mark in w.landmarks] for w in worlds])),
+        "landmarks": torch.tensor(
+            np.array([[mark.state.p_pos for mark in w.landmarks] for w in worlds]).reshape(episodes, -1, 2)
+        ),
     }
-    if task != "simple_spread":
+    if task not in {"simple_spread", "simple_tag"}:
         goals = [[a.goal_b for a in w.agents if a._goal_b is not None] for w in worlds]
         fields["goals"] = torch.tensor(
             [[w.landmarks.index(goal) for goal in of_copy] for w, of_copy in zip(worlds, goals, strict=True)]
@@ -96,10 +100,11 @@ def run(references, env, states, choose):
                 worst = max(worst, abs(their_rewards[name] - float(rewards[name][row])))
                 assert (ends[name], cuts[name]) == (bool(terminated[name][row]), bool(truncated[name][row]))
             agents = reference.unwrapped.world.agents
+            solid = [mark for mark in reference.unwrapped.world.landmarks if mark.collide]
             bumps += sum(
                 bool(np.linalg.norm(a.state.p_pos - b.state.p_pos) < a.size + b.size)
                 for i, a in enumerate(agents)
-                for b in agents[:i]
+                for b in agents[:i] + solid
             )
     return worst, bumps
 
@@ -164,3 +169,44 @@ def test_one_agent_alone():
     rng = np.random.default_rng(0)
     worst, _ = run(references, env, states, lambda: random_actions(env, rng))
     assert worst <= TOLERANCE
+
+
+TEAMS = [{}, {"num_good": 3, "num_adversaries": 2, "num_obstacles": 4}, {"num_good": 2, "num_obstacles": 0}]
+
+
+@pytest.mark.parametrize("kwargs", TEAMS)
+@pytest.mark.parametrize("continuous", [False, True])
+def test_tag_with_everybody_driven_into_each_other(continuous, kwargs):
+    references, env, states = pair("simple_tag", 25, continuous, crowded=True, **kwargs)
+    worst, bumps = run(references, env, states, lambda: towards_middle(env, references))
+    assert worst <= TOLERANCE
+    assert bumps >= 25 * 25  # a contact a step
+
+
+@pytest.mark.parametrize("kwargs", TEAMS)
+def test_tag_with_random_actions(kwargs):
+    references, env, states = pair("simple_tag", 25, True, **kwargs)
+    rng = np.random.default_rng(0)
+    worst, _ = run(references, env, states, lambda: random_actions(env, rng))
+    assert worst <= TOLERANCE
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_tag_with_everybody_leaving_at_full_speed(continuous):
+    """Agents reach their greatest speed, and the good ones all three parts of the penalty."""
+    references, env, states = pair("simple_tag", 8, continuous, num_good=2, num_obstacles=0)
+
+    def outwards():
+        pushes = {}
+        for i, name in enumerate(env.possible_agents):
+            way = [1, 2, 3, 4, 2][i]
+            one_hot = np.zeros((8, 5), dtype=np.float32)
+            one_hot[:, way] = 1
+            pushes[name] = one_hot if continuous else np.full((8, 1), way)
+        return pushes
+
+    worst, _ = run(references, env, states, outwards)
+    assert worst <= TOLERANCE
+    agents = [agent for reference in references for agent in reference.unwrapped.world.agents]
+    assert [np.linalg.norm(a.state.p_vel) for a in agents] == pytest.approx([a.max_speed for a in agents])
+    assert max(abs(a.state.p_pos).max() for a in agents if not a.adversary) > 2.2  # exp(2 * 2.2 - 2) is more than 10

@@ -29,7 +29,7 @@ class Scripted:
         self.agents: list[str] = []
         self.widths = dict(zip(names, widths or (4,) * len(names), strict=True))
         self.box = {n: spaces.Box(-np.inf, np.inf, (w,), np.float32) for n, w in self.widths.items()}
-        self.choices = action_space or spaces.Discrete(3)
+        self.choices = spaces.Discrete(3) if action_space is None else action_space
         self.spoil = spoil
         self.leave = leave or {}
         self.episode, self.steps, self.closed = -1, 0, 0

@@ -200,20 +200,20 @@ def test_different_copies(scripted):
 
 
 def test_spaces_that_are_not_supported(scripted):
-    class Masked(scripted):
-        def observation_space(self, agent):
-            return spaces.Dict({"observation": self.box[agent], "action_mask": spaces.MultiBinary(3)})
-
     class Text(scripted):
         def observation_space(self, agent):
-            return spaces.Discrete(3)
+            return spaces.Dict({"observation": spaces.Text(3), "action_mask": spaces.MultiBinary(3)})
 
-    with pytest.raises(TypeError, match=r"agent 'ada'.*action masks inside observations are not read"):
-        PettingZooEnv([Masked()])
-    with pytest.raises(TypeError, match=r"expected a Box observation space of agent 'ada', got Discrete\(3\)"):
+    with pytest.raises(TypeError, match=r"observation space of agent 'ada': expected a space of kind .*, got Text"):
         PettingZooEnv([Text()])
-    with pytest.raises(TypeError, match="expected a Box, Discrete or MultiDiscrete action space"):
+    with pytest.raises(
+        TypeError, match="expected a Box, Discrete, MultiDiscrete or MultiBinary action space, got Text"
+    ):
         PettingZooEnv([scripted(action_space=spaces.Text(3))])
+    with pytest.raises(
+        TypeError, match="expected a Box, Discrete, MultiDiscrete or MultiBinary action space, got Dict"
+    ):
+        PettingZooEnv([scripted(action_space=spaces.Dict({"a": spaces.Discrete(3)}))])
 
 
 def discrete(value):
@@ -263,6 +263,21 @@ def test_bad_multi_discrete_action(scripted):
     env.step({"ada": good, "bob": good})
     with pytest.raises(EnvError, match=r"'bob' in copy 0 is \[2, 3\]; .* allows 0 to 1 at element 0"):
         env.step({"ada": good, "bob": torch.tensor([[2, 3]])})
+
+
+def test_bad_multi_binary_action(scripted):
+    bare = scripted(action_space=spaces.MultiBinary((2, 2)))
+    env = PettingZooEnv([bare])
+    env.reset()
+    good = torch.tensor([[1, 0, 0, 1]])
+    env.step({"ada": good, "bob": 1 - good})
+    assert bare.actions[0]["ada"].tolist() == [[1, 0], [0, 1]]
+    for bad in (2, -1):
+        with pytest.raises(EnvError, match=rf"'bob' in copy 0 is \[1, 0, {bad}, 1\]; .* allows 0 to 1 at element 2"):
+            env.step({"ada": good, "bob": torch.tensor([[1, 0, bad, 1]])})
+    for wrong in (good.float(), good.bool(), good[:, :2]):
+        with pytest.raises(EnvError, match=r"'ada' has .*expected integer tensor of shape \[1, 4\] for MultiBinary"):
+            env.step({"ada": wrong, "bob": wrong})
 
 
 def test_box_actions(scripted, caplog):

@@ -126,6 +126,14 @@ def test_actions_arrive_as_their_spaces_sample_them(scripted):
         (spaces.Discrete(3), torch.tensor([[2]]), np.int64(2)),
         (spaces.Discrete(3, start=5), torch.tensor([[2]]), np.int64(7)),
         (spaces.MultiDiscrete([2, 4]), torch.tensor([[1, 3]]), np.array([1, 3])),
+        (spaces.MultiDiscrete([2, 4], dtype=np.int32), torch.tensor([[1, 3]]), np.array([1, 3], np.int32)),
+        (
+            spaces.MultiDiscrete([[2], [4]], start=[[1], [-1]]),
+            torch.tensor([[1, 3]]),
+            np.array([[2], [2]]),
+        ),
+        (spaces.MultiBinary(3), torch.tensor([[1, 0, 1]]), np.array([1, 0, 1], np.int8)),
+        (spaces.MultiBinary((2, 1)), torch.tensor([[1, 0]]), np.array([[1], [0]], np.int8)),
         (spaces.Box(-1, 1, (2,)), torch.tensor([[0.5, -1.0]]), np.array([0.5, -1], np.float32)),
         (spaces.Box(-1, 1, (2, 1), np.float64), torch.tensor([[0.5, -1.0]]), np.array([[0.5], [-1]])),
     ]

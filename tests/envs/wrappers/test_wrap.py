@@ -107,14 +107,14 @@ def test_copies_of_a_gymnasium_environment():
 
 
 class Turns(AECEnv):
-    """Agents that act in turn."""
+    """Agents that act in turn, without names."""
 
 
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (Turns(), r"act in turn \(AEC\).*pettingzoo.utils.aec_to_parallel\(env\)"),
-        (3, "expected a PettingZoo ParallelEnv, .* got builtins.int"),
+        (Turns(), "expected an environment with a list of names in possible_agents, got None"),
+        (3, "expected a PettingZoo ParallelEnv or AECEnv, .* got builtins.int"),
         ("CartPole-v1", "got builtins.str"),
         (None, "got builtins.NoneType"),
         (lambda: 3, "got builtins.int"),
