@@ -89,22 +89,20 @@ class ReferencePPO(ReferenceTeam):
     def _normalise_returns(self, owner: ParameterSet, batches: Mapping[str, Batch]) -> None:
         """Put returns on the scale of the predictions, after the normaliser has learned from them."""
         scale = owner.value_normaliser
-        old = {uid: {row: float(scale.denormalise(torch.tensor([v]).double())) for row, v in batch.values.items()}
-               for uid, batch in batches.items()}  # fmt: skip
-        mean, std = scale.moments() if isinstance(scale, RescalingMoments) else (None, None)
+        before = scale.moments() if isinstance(scale, RescalingMoments) and scale.weight else None
         scale.learn(torch.tensor([[r] for batch in batches.values() for r in batch.returns.values()]).double())
-        for uid, batch in batches.items():
+        for batch in batches.values():
             for row, value in batch.returns.items():
                 batch.returns[row] = float(scale.normalise(torch.tensor([value]).double()))
-            if mean is not None:
-                for row, value in old[uid].items():
-                    batch.values[row] = float(scale.normalise(torch.tensor([value]).double()))
-        if mean is None or std is None:
+        if before is None:
             return
         assert isinstance(scale, RescalingMoments)
-        new_mean, new_std = scale.moments()
+        (mean, std), (new_mean, new_std) = before, scale.moments()
         done: set[int] = set()
-        for uid in owner.names:  # w <- w std / std', b <- (std b + mean - mean') / std'
+        for uid in owner.names:
+            # what was v std + mean is the same as v' std' + mean'
+            for row, value in batches[uid].values.items():
+                batches[uid].values[row] = float((value * std + mean - new_mean) / new_std)
             head = [m for m in self.models[uid]["value"].modules() if isinstance(m, nn.Linear)][-1]
             if id(head) not in done:
                 done.add(id(head))

@@ -76,7 +76,16 @@ class DebiasedMoments:
 
 
 class RescalingMoments(DebiasedMoments):
-    """The same, where critics' last layers are rescaled when it has learned (van Hasselt et al. 2016, arXiv 1602.07714)."""
+    """The same, where critics' last layers are rescaled when it has learned (van Hasselt et al. 2016, arXiv 1602.07714).
+
+    Before it has learned there is no scale: what critics predict is worth 0.
+    """
+
+    def __init__(self, beta: float = 0.99999, min_variance: float = 1e-8) -> None:
+        super().__init__(beta, min_variance)
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        return super().denormalise(x) if self.weight else torch.zeros_like(x)
 
 
 class Identity:
