@@ -270,7 +270,7 @@ def rescale_output(
     :return: the new weight and bias, for the caller to copy into the layer
     """
     (old_mean, old_scale), (mean, scale) = ([m.squeeze(-2) for m in moments] for moments in (before, after))
-    known = (old_scale > 0) & (scale > 0)
+    known = old_scale > 0
     ratio = torch.where(known, old_scale / scale, 1.0)
     shift = torch.where(known, (old_mean - mean) / scale, 0.0)
     weight = ratio.unsqueeze(-1) * layer_weight.double()

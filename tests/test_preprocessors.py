@@ -507,6 +507,7 @@ class Halve(nn.Module):
         self.seen = 0
 
     def forward(self, x: Tensor, train: bool = False, inverse: bool = False) -> Tensor:
+        assert len(x) > 0
         self.seen += len(x) * train
         return x * 2 if inverse else x / 2
 

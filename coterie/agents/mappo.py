@@ -122,5 +122,5 @@ class MAPPO(MultiAgentPPO):
         for group in learner.groups:
             if group.shared_state_preprocessor is not None:
                 states = self.critic_inputs(group, self._rollout_moment()).states
-                mask = self._storage[group.names].row_mask("active") if states.shape[1] == group.size else None
+                mask = self._storage[group.names].row_mask("active")
                 group.shared_state_preprocessor(states, train=True, mask=mask)

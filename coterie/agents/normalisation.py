@@ -9,10 +9,11 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from coterie.preprocessors import Preprocessor, stack_preprocessors
+from coterie.models.base import Model
+from coterie.preprocessors import PopArt, Preprocessor, rescale_output, stack_preprocessors
 from coterie.spaces import flat_size
 
-__all__ = ["SetPreprocessor", "make_preprocessor"]
+__all__ = ["OutputKeeper", "SetPreprocessor", "make_preprocessor"]
 
 
 class SetPreprocessor:
@@ -40,20 +41,58 @@ class SetPreprocessor:
         if sets == 1:
             flat = x.reshape(1, batch * agents, -1)
             rows_mask = None if mask is None else mask.reshape(1, batch * agents, 1)
-            return self._apply(flat, train, inverse, rows_mask).view(batch, agents, -1)
+            return self._stacked(flat, train=train, inverse=inverse, mask=rows_mask).view(batch, agents, -1)
         share = agents // sets if agents > 1 else 1
 
         def by_set(tensor: Tensor) -> Tensor:
             return tensor.expand(batch, sets * share, -1).unflatten(1, (sets, share)).transpose(0, 1).flatten(1, 2)
 
-        y = self._apply(by_set(x), train, inverse, None if mask is None else by_set(mask))
+        rows_mask = None if mask is None else by_set(mask)
+        y: Tensor = self._stacked(by_set(x), train=train, inverse=inverse, mask=rows_mask)
         y = y.unflatten(1, (batch, share)).transpose(0, 1).flatten(1, 2)
         return y if share == self._share else y.repeat_interleave(self._share, dim=1)
 
-    def _apply(self, x: Tensor, train: bool, inverse: bool, mask: Tensor | None) -> Tensor:
-        masked = {} if mask is None else {"mask": mask}  # a preprocessor of one's own need not know of masks
-        y: Tensor = self._stacked(x, train=train, inverse=inverse, **masked)
-        return y
+
+class OutputKeeper:
+    """Keeps critics' predictions, on the scale of returns, as they are while their normalisers learn (see :class:`PopArt`).
+
+    Made before the normalisers learn; without effect on those that are no ``PopArt``.
+
+    :param normalisers: those of values
+    :param critics: the value models of each parameter set
+    """
+
+    def __init__(self, normalisers: SetPreprocessor, critics: Sequence[Sequence[Model]]) -> None:
+        self._members = normalisers.members
+        self._critics = critics
+        self._before = [member.moments() if isinstance(member, PopArt) else None for member in self._members]
+
+    @property
+    def rescales(self) -> bool:
+        """Whether there is anything to do."""
+        return any(before is not None for before in self._before)
+
+    @torch.no_grad()
+    def rescale(self) -> None:
+        """Make up in the critics' output layers for what was learned since this object was made."""
+        for member, before, models in zip(self._members, self._before, self._critics, strict=True):
+            if before is None:
+                continue
+            for layer in (layer for model in models for layer in model.output_layers()):
+                weight, bias = rescale_output(layer.weight, layer.bias, before, member.moments())
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+
+    @torch.no_grad()
+    def renewed(self, predicted: Tensor) -> Tensor:
+        """What the rescaled critics would predict where they predicted ``[..., A, 1]``; agents are ordered by set."""
+        parts = []
+        for part, member, before in zip(
+            predicted.tensor_split(len(self._members), dim=-2), self._members, self._before, strict=True
+        ):
+            # a prediction changes as the bias does
+            parts.append(part if before is None else rescale_output(part, part, before, member.moments())[1])
+        return torch.cat(parts, dim=-2)
 
 
 def make_preprocessor(

@@ -31,6 +31,7 @@ from coterie.agents.evaluation import Evaluation, evaluate
 from coterie.agents.group_networks import CriticInput, Recall
 from coterie.agents.groups import Group, Learner
 from coterie.agents.moments import Moment
+from coterie.agents.normalisation import OutputKeeper
 from coterie.agents.on_policy import OnPolicyAgent
 from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
 from coterie.agents.ppo_advantages import standardise_advantages
@@ -263,11 +264,12 @@ class MultiAgentPPO(OnPolicyAgent):
         rollouts = [self._storage[group.names] for group in learner.groups]
         returns = torch.cat([rollout.rows("returns") for rollout in rollouts], dim=1)
         counting = [mask.flatten(0, 1) for mask in masks if mask is not None]
-        with stage.rescaling(learner.critics()):
-            stage(returns, train=True, mask=torch.cat(counting, dim=1) if counting else None)
-        if not stage.rescales:
+        outputs = OutputKeeper(stage, learner.critics())
+        stage(returns, train=True, mask=torch.cat(counting, dim=1) if counting else None)
+        if not outputs.rescales:
             return predicted
-        return [stage(rollout.rows("values")).view_as(rollout["values"]) for rollout in rollouts]
+        outputs.rescale()
+        return [outputs.renewed(values) for values in predicted]
 
     def _batch(
         self,

@@ -1,7 +1,8 @@
 """Cooperative matrix games, in torch: any number of copies, on any device.
 
 The whole team is paid one number, and *each* agent's reward is that number, undivided. Published returns of these games are
-one agent's return, which is also the team's; a sum over the agents would count it twice.
+one agent's return. The trainer's evaluation reports the sum over agents as the team's return, which here is twice that:
+compare its ``"agents"`` instead.
 """
 
 from __future__ import annotations

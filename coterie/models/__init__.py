@@ -18,8 +18,11 @@ from coterie.models.networks import (
     Value,
     mlp,
 )
+from coterie.models.recurrent import GRU, LSTM
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "CategoricalMixin",
     "CategoricalPolicy",
     "DeterministicMixin",

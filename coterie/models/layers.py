@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tanh", "stacked_linear", "tanh"]
+__all__ = ["Tanh", "stacked_linear", "tanh", "vmapped"]
 
 #: number of elements from which these layers' gains exceed the cost of a call into Python's autograd
 WORTHWHILE = 2**14
+
+
+#: whether ``torch.vmap`` is at work, which does not take the autograd functions below (``Function.apply`` asks the same)
+vmapped: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 def _sigmoid_tanh(x: Tensor, inplace: bool) -> Tensor:
@@ -44,7 +49,13 @@ def tanh(x: Tensor, inplace: bool = False) -> Tensor:
     :param inplace: write over ``x``, which nothing else may need (a linear layer does not need its output): activations of a
         megabyte cost as much to allocate as to compute
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() < WORTHWHILE or not x.is_contiguous():
+    if (
+        x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or x.numel() < WORTHWHILE
+        or not x.is_contiguous()
+        or vmapped()
+    ):
         return x.tanh_() if inplace else torch.tanh(x)
     if not torch.is_grad_enabled():
         return _sigmoid_tanh(x, inplace)
@@ -91,6 +102,6 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     :return: ``[K, N, out]``
     """
     # autocast reaches into stock operations only
-    if x.numel() < WORTHWHILE or not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+    if x.numel() < WORTHWHILE or not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or vmapped():
         return torch.baddbmm(bias, x, weight.mT)
     return _StackedLinear.apply(x, weight, bias)

@@ -2,8 +2,8 @@
 
 ``compute`` of every model is traced symbolically. Where the trace is made of layers and element-wise functions alone,
 it is replayed on tensors ``[K, N, F]``, K models times N rows, with the models' parameters stacked along K: a linear layer
-becomes one batched matrix product. A trace with anything else in it is refused (None), and the caller falls back to
-``torch.vmap`` or to a loop, which are slower and always right.
+becomes one batched matrix product, a recurrent layer one scan. A trace with anything else in it is refused (None), and the
+caller falls back to ``torch.vmap`` or to a loop, which are slower and always right.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from torch import Tensor, fx, nn
 from coterie.models.base import Model
 from coterie.models.flat_parameters import FlatParameters
 from coterie.models.layers import Tanh, stacked_linear, tanh
+from coterie.models.recurrent import RecurrentLayer
+from coterie.models.sequences import Recurrence, recurrence_of
 
 __all__ = ["build_plan", "trace"]
 
-Plan = Callable[[Mapping[str, Tensor]], tuple[Tensor, ...]]
+Plan = Callable[[Mapping[str, Any]], tuple[Tensor, ...]]
 Step = Callable[[list[Any]], Any]
 
-#: what ``compute`` may find in its inputs while it is traced
-INPUTS = ("states", "agent_id")
+#: inputs that describe sequences: only recurrent layers know what to do with them
+SEQUENCE_INPUTS = ("rnn", "length", "starts", "active")
 
 ELEMENTWISE_MODULES = (
     nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity, nn.Mish, nn.SELU,
@@ -51,14 +53,20 @@ class _Traceable(nn.Module):
         super().__init__()
         self.model = model
         self.role = role
+        self.recurrence = recurrence_of(model)
 
-    def forward(self, states: Any, agent_id: Any) -> Any:
-        return self.model.compute({"states": states, "agent_id": agent_id}, self.role)
+    def forward(self, states: Any, agent_id: Any, rnn: Any, length: Any, starts: Any, active: Any) -> Any:
+        inputs = {"states": states, "agent_id": agent_id}
+        if self.recurrence is not None:
+            inputs["rnn"] = [rnn[i] for i in range(len(self.recurrence.sizes))]
+            if self.recurrence.whole_sequences:
+                inputs |= {"length": length, "starts": starts, "active": active}
+        return self.model.compute(inputs, self.role)
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Tanh) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (Tanh, RecurrentLayer)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: Model, role: str) -> tuple[fx.Graph, str] | None:
@@ -103,12 +111,18 @@ def _trace_once(model: Model, role: str) -> tuple[fx.Graph, str] | None:
 def build_plan(models: Sequence[Model], role: str, storage: FlatParameters) -> Plan | None:
     """Compile the models' ``compute`` into one function of inputs ``[K, N, F]`` that returns tensors ``[K, N or 1, n]``.
 
+    For recurrent models N is L*N, time-major, the inputs are also ``"rnn"`` (a list of states ``[K, layers, N, hidden]``),
+    ``"length"``, ``"starts"`` and ``"active"``, and the last tensor returned is the packed new states ``[K, N, W]``.
+
     :return: None where the models differ in more than their parameters, or use an operation without a batched form
     """
     traces = [trace(model, role) for model in models]
+    recurrence = recurrence_of(models[0])
+    if recurrence is not None and not recurrence.whole_sequences:
+        return None  # what is written for single steps has to be unrolled
     if traces[0] is None or any(t is None or t[1] != traces[0][1] for t in traces):
         return None
-    compiler = _Compiler([_Traceable(model, role) for model in models], storage)
+    compiler = _Compiler([_Traceable(model, role) for model in models], storage, recurrence)
     try:
         for node in traces[0][0].nodes:
             compiler.add(node)
@@ -122,11 +136,15 @@ class _NoBatchedFormError(Exception):
 
 
 class _Compiler:
-    def __init__(self, roots: Sequence[_Traceable], storage: FlatParameters) -> None:
+    def __init__(
+        self, roots: Sequence[_Traceable], storage: FlatParameters, recurrence: Recurrence | None = None
+    ) -> None:
         self._roots = roots
         self._storage = storage
+        self._recurrence = recurrence
         self._slots: dict[fx.Node, int] = {}
         self._rows: set[fx.Node] = set()  # nodes whose value has a row dimension: not bare parameters
+        self._sequence: set[fx.Node] = set()  # nodes that describe sequences, among them states
         self._steps: list[Step] = []
         self._inputs: list[str] = []
         self._outputs: list[int] = []
@@ -134,7 +152,7 @@ class _Compiler:
     def plan(self) -> Plan:
         inputs, steps, outputs = self._inputs, self._steps, self._outputs
 
-        def run(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        def run(tensors: Mapping[str, Any]) -> tuple[Tensor, ...]:
             values: list[Any] = [tensors.get(name) for name in inputs]
             for step in steps:
                 values.append(step(values))
@@ -144,21 +162,93 @@ class _Compiler:
 
     def add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            self._slots[node] = len(self._inputs)
-            self._inputs.append(str(node.target))
-            self._rows.add(node)
+            if node.users:
+                self._slots[node] = len(self._inputs)
+                self._inputs.append(str(node.target))
+                (self._sequence if node.target in SEQUENCE_INPUTS else self._rows).add(node)
         elif node.op == "output":
             (output,) = node.args
             if not isinstance(output, (tuple, list)):
                 raise _NoBatchedFormError
             self._outputs = [self._slots[item] for item in output if isinstance(item, fx.Node)]
+            if self._recurrence is not None:
+                self._outputs.append(self._add_step(self._new_states(output[-1], self._recurrence)))
         else:
-            rule = getattr(self, f"_{node.op}")
-            step: Step = rule(node)
-            self._slots[node] = len(self._inputs) + len(self._steps)
-            self._steps.append(step)
-            if node.op == "call_module" or any(argument in self._rows for argument in node.all_input_nodes):
+            rule = self._sequence_rule if self._is_of_sequences(node) else getattr(self, f"_{node.op}")
+            self._slots[node] = self._add_step(rule(node))
+            if node not in self._sequence and (
+                node.op == "call_module" or any(argument in self._rows for argument in node.all_input_nodes)
+            ):
                 self._rows.add(node)
+
+    def _add_step(self, step: Step) -> int:
+        self._steps.append(step)
+        return len(self._inputs) + len(self._steps) - 1
+
+    # ---- recurrent layers ---------------------------------------------------------------------------------------------
+
+    def _is_of_sequences(self, node: fx.Node) -> bool:
+        return any(argument in self._sequence for argument in node.all_input_nodes)
+
+    def _sequence_rule(self, node: fx.Node) -> Step:
+        """A recurrent layer, or one item of a list of states or of what such a layer returns."""
+        if node.op == "call_module":
+            return self._recurrent_layer(node)
+        source, item = node.args[0], node.args[-1]
+        if node.target is not operator.getitem or source not in self._sequence or not isinstance(item, int):
+            raise _NoBatchedFormError
+        assert isinstance(source, fx.Node)
+        if source.op == "call_module" and item == 0:
+            self._rows.add(node)  # features
+        else:
+            self._sequence.add(node)
+        x = self._slots[source]
+        return lambda values: values[x][item]
+
+    def _recurrent_layer(self, node: fx.Node) -> Step:
+        name = str(node.target)
+        layer = self._roots[0].get_submodule(name)
+        arguments = [*node.args, *node.kwargs.values()]
+        if not isinstance(layer, RecurrentLayer) or len(arguments) != 2 or self._hooked(name):
+            raise _NoBatchedFormError
+        x, inputs = arguments
+        if not isinstance(x, fx.Node) or x not in self._rows or not isinstance(inputs, Mapping):
+            raise _NoBatchedFormError
+        states = inputs.get("rnn")
+        if not isinstance(states, (list, tuple)):
+            raise _NoBatchedFormError
+        column: Callable[[Tensor], Tensor] = lambda bias: bias.unsqueeze(1)  # noqa: E731
+        weights = [
+            (
+                self._stack(f"{name}.{weight}"),
+                self._stack(f"{name}.{recurrent}"),
+                self._stack(f"{name}.{bias}", column),
+                self._stack(f"{name}.{recurrent_bias}", column),
+            )
+            for weight, recurrent, bias, recurrent_bias in layer.weight_names()
+        ]
+        rows = self._slots[x]
+        described = [*states, *(inputs.get(key) for key in ("length", "starts", "active"))]
+        slots = [self._slots[a] for a in described if isinstance(a, fx.Node) and a in self._sequence]
+        if len(slots) != len(described):
+            raise _NoBatchedFormError
+        *before, length, starts, active = slots
+        self._sequence.add(node)
+        return lambda values: layer.scan(
+            values[rows], weights, [values[i] for i in before], values[starts], values[active], values[length]
+        )
+
+    def _new_states(self, last: Any, recurrence: Recurrence) -> Step:
+        states = last.get("rnn") if isinstance(last, Mapping) else None
+        if isinstance(states, fx.Node) and states in self._sequence:
+            whole = self._slots[states]
+            return lambda values: recurrence.pack(values[whole])
+        if not isinstance(states, (list, tuple)) or not all(state in self._sequence for state in states):
+            raise _NoBatchedFormError
+        slots = [self._slots[state] for state in states if isinstance(state, fx.Node)]
+        return lambda values: recurrence.pack([values[i] for i in slots])
+
+    # ---- parameters and feed-forward layers ---------------------------------------------------------------------------
 
     def _stack(self, names: str, layout: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
         try:
@@ -188,10 +278,12 @@ class _Compiler:
     def _call_module(self, node: fx.Node) -> Step:
         name = str(node.target)
         module = self._roots[0].get_submodule(name)
-        (argument,) = node.args
-        if node.kwargs or not isinstance(argument, fx.Node) or argument not in self._rows:
+        if len(node.args) != 1 or node.kwargs:
             raise _NoBatchedFormError
-        if any(m._forward_hooks or m._forward_pre_hooks for m in (r.get_submodule(name) for r in self._roots)):
+        argument = node.args[0]
+        if not isinstance(argument, fx.Node) or argument not in self._rows:
+            raise _NoBatchedFormError
+        if self._hooked(name):
             raise _NoBatchedFormError
         x = self._slots[argument]
         if type(module) is nn.Linear:
@@ -213,6 +305,9 @@ class _Compiler:
         if type(module) in ELEMENTWISE_MODULES and not getattr(module, "inplace", False):
             return lambda values: module(values[x])
         raise _NoBatchedFormError
+
+    def _hooked(self, name: str) -> bool:
+        return any(m._forward_hooks or m._forward_pre_hooks for m in (r.get_submodule(name) for r in self._roots))
 
     def _is_linear(self, node: fx.Node) -> bool:
         return node.op == "call_module" and type(self._roots[0].get_submodule(str(node.target))) is nn.Linear

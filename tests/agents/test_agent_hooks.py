@@ -146,7 +146,7 @@ def test_models_must_be_models_with_a_policy() -> None:
         MAPPO(NAMES, {**models, "b": {"policy": nn.Linear(4, 3)}})
     with pytest.raises(TypeError, match=r"models\['b'\]\['policy'\]: expected a model with a distribution.*got Value"):
         MAPPO(NAMES, {**models, "b": {"policy": Value(space(4), CHOICE)}})
-    with pytest.raises(ValueError, match=r"value model for every agent or for none, only \['a'\]"):
+    with pytest.raises(ValueError, match=r"value model for every agent that learns or for none, only \['a'\]"):
         MAPPO(NAMES, {**models, "b": {"policy": models["b"]["policy"]}})
 
 
@@ -663,13 +663,6 @@ def test_an_environment_that_hides_its_last_observations_is_warned_about_once(ca
         record(agent, t, truncated=flags(1, 0, 0))
     (warning,) = [record.message for record in caplog.records if "final_states" in record.message]
     assert "right only for an environment that does not reset itself" in warning
-
-
-def test_learning_refuses_steps_in_which_an_agent_is_absent() -> None:
-    agent = build(IPPO)
-    alive = {"a": torch.ones(ENVS, 1, dtype=torch.bool), "b": torch.tensor([[True], [False], [True]])}
-    with pytest.raises(NotImplementedError, match="agent 'b' left before the others"):
-        record(agent, infos={**infos(), "active_masks": alive})
 
 
 def test_a_critic_of_several_values_is_refused() -> None:

@@ -16,7 +16,7 @@ from coterie.agents import IPPO, IPPO_DEFAULT_CONFIG, MAPPO, MAPPO_DEFAULT_CONFI
 from coterie.agents.config import EXPERIMENT_KEYS, Config, ConfigError, Key, check_config, resolve
 from coterie.models import CategoricalPolicy, Value
 from coterie.preprocessors import RunningStandardScaler
-from coterie.schedulers import KLAdaptiveLR
+from coterie.schedulers import KLAdaptiveLR, LinearSchedule
 from coterie.trainers import SEQUENTIAL_TRAINER_DEFAULT_CONFIG
 from coterie.trainers.sequential import _KEYS as TRAINER_KEYS
 
@@ -39,7 +39,7 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "lambda": ([*NO_NUMBER, -0.01, 1.01, 7], [0, 0.0, 0.95, 1.0]),
     "learning_rate": (
         [*NO_NUMBER, 0, 0.0, -1e-3, (1e-3,), (1e-3, 0), (1e-3, 1e-3, 1e-3), (1e-3, NAN), (1e-3, "1")],
-        [1e-3, 1, (1e-3, 2e-3), [1e-3, 2e-3]],
+        [1e-3, 1, (1e-3, 2e-3), [1e-3, 2e-3], LinearSchedule(1e-3, 0.0), (1e-3, LinearSchedule(1e-3, 0.0))],
     ),
     "learning_rate_scheduler": (NO_CLASS, [None, KLAdaptiveLR, torch.optim.lr_scheduler.StepLR]),
     "learning_rate_scheduler_kwargs": (NO_KEYWORDS, [{}, {"kl_threshold": 0.01}]),
@@ -52,15 +52,24 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "random_timesteps": ([*NO_INTEGER, -1], [0, 100]),
     "learning_starts": ([*NO_INTEGER, -1], [0, 100]),
     "grad_norm_clip": ([*NO_NUMBER, -0.1], [0, 0.5, 10]),
-    "ratio_clip": ([*NO_NUMBER, 0, -0.2], [0.2, 1]),
-    "value_clip": ([*NO_NUMBER, 0, -0.2], [0.2, 10]),
+    "ratio_clip": (
+        [*NO_NUMBER, 0, -0.2, (0.2,), (0.2, 0), (0.2, "x"), (0.1, 0.2, 0.3)],
+        [0.2, 1, (0.2, 0.3), LinearSchedule(0.2, 0.1), [0.2, LinearSchedule(0.2, 0.1)]],
+    ),
+    "value_clip": ([*NO_NUMBER, 0, -0.2], [0.2, 10, LinearSchedule(0.2, 0.1)]),
     "clip_predicted_values": (NO_BOOLEAN, [True, False]),
-    "entropy_loss_scale": ([*NO_NUMBER, -0.1], [0, 0.01]),
+    "huber_delta": ([*NO_NUMBER, -0.1], [0, 10.0]),
+    "advantage_normalization": ([None, True, 1, "agents", ["agent"]], ["agent", "group", "off"]),
+    "entropy_loss_scale": ([*NO_NUMBER, -0.1], [0, 0.01, LinearSchedule(0.1, 0.0)]),
     "value_loss_scale": ([*NO_NUMBER, -0.1], [0, 2.0]),
+    "exploration_std": ([*[v for v in NO_NUMBER if v is not None], 0, -0.1], [None, 0.5, LinearSchedule(1.0, 0.1)]),
     "kl_threshold": ([*NO_NUMBER, -0.1], [0, 0.02]),
+    "kl_estimator": ([None, True, 3, "k4", ["k1"]], ["k1", "k2", "k3"]),
     "rewards_shaper": ([1, "x", True, NAN], [None, lambda rewards, timestep, timesteps: rewards]),
     "time_limit_bootstrap": (NO_BOOLEAN, [True, False]),
     "mixed_precision": (NO_BOOLEAN, [True, False]),
+    "trainable": (NO_BOOLEAN, [True, False]),
+    "critic_input": ([None, True, 1, "states", ["state"]], ["state", "observations", "agent", "both"]),
     "experiment": ([None, 1, "runs", [], True], [{}, {"directory": "x"}]),
 }
 
@@ -113,7 +122,8 @@ def test_every_default_has_a_rule_and_every_rule_a_default(algorithm: type[MAPPO
 
 def test_the_tables_here_cover_every_key() -> None:
     assert set(TABLE) == set(MAPPO_DEFAULT_CONFIG)
-    assert set(TABLE) == {*IPPO_DEFAULT_CONFIG, "shared_state_preprocessor", "shared_state_preprocessor_kwargs"}
+    only_mappo = {"critic_input", "shared_state_preprocessor", "shared_state_preprocessor_kwargs"}
+    assert set(TABLE) == {*IPPO_DEFAULT_CONFIG, *only_mappo}
     assert set(EXPERIMENT_TABLE) == set(EXPERIMENT_KEYS)
     assert set(TRAINER_TABLE) == set(SEQUENTIAL_TRAINER_DEFAULT_CONFIG) == set(TRAINER_KEYS)
 
@@ -203,7 +213,7 @@ def test_a_misspelt_trainer_key_is_refused_with_the_nearest(name: str) -> None:
 
 
 def test_a_key_like_none_is_refused_with_all() -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'zzz': the keys are \['clip_predicted_values', "):
+    with pytest.raises(ConfigError, match=r"unknown key 'zzz': the keys are \['advantage_normalization', "):
         solve({"zzz": 1})
     with pytest.raises(ConfigError, match="unknown key '3'"):
         solve({3: 1})
@@ -220,8 +230,8 @@ def test_a_configuration_that_is_no_dict_is_refused(given: Any) -> None:
 PER_AGENT = sorted(name for name, key in MAPPO.KEYS.items() if key.per_agent)
 
 
-def test_all_but_the_rollout_may_differ_between_agents() -> None:
-    assert set(MAPPO.KEYS) - set(PER_AGENT) == {"rollouts"}
+def test_all_but_the_rollout_and_the_critics_input_may_differ_between_agents() -> None:
+    assert set(MAPPO.KEYS) - set(PER_AGENT) == {"rollouts", "critic_input"}
     with pytest.raises(ConfigError, match="rollouts: expected an integer of at least 1, the same for all agents"):
         solve({"rollouts": {"red": 8, "blue": 16}})
 
