@@ -1,13 +1,70 @@
-"""Learning-rate schedulers beyond those of ``torch.optim.lr_scheduler``."""
+"""Schedules: numbers that follow the time step, and learning-rate schedulers beyond ``torch.optim.lr_scheduler``."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["KLAdaptiveLR"]
+__all__ = ["ExponentialSchedule", "KLAdaptiveLR", "LinearSchedule"]
 
 _SETTINGS = ("kl_threshold", "min_lr", "max_lr", "kl_factor", "lr_factor")
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """A number that goes straight from ``start`` to ``end`` over the first ``fraction`` of all time steps, and stays there.
+
+    Called as ``schedule(timestep, timesteps)``. It depends on the time step alone: a run that is taken up again goes on
+    where it was.
+
+    :param start: value at time step 0
+    :param end: value from time step ``fraction * timesteps`` on
+    :param fraction: part of the time steps that the way takes, in (0, 1]
+
+    :raises ValueError: a number that is not finite, or a fraction outside (0, 1]
+    """
+
+    start: float
+    end: float
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)}")
+        if not 0.0 < self.fraction <= 1.0:
+            raise ValueError(f"fraction: expected a number in (0, 1], got {self.fraction}")
+
+    def __call__(self, timestep: int, timesteps: int) -> float:
+        """Value at ``timestep`` of ``timesteps``, which must be positive."""
+        part = self._way(timestep, timesteps)
+        return (1.0 - part) * self.start + part * self.end
+
+    def _way(self, timestep: int, timesteps: int) -> float:
+        """The part of the way that is behind, from 0 to 1."""
+        if timesteps < 1:
+            raise ValueError(f"timesteps: expected their total number, at least 1, got {timesteps}")
+        return min(max(timestep / (self.fraction * timesteps), 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class ExponentialSchedule(LinearSchedule):
+    """A :class:`LinearSchedule` of the logarithm: equal steps change the number by equal factors.
+
+    :raises ValueError: as :class:`LinearSchedule`, or a start or end that is not positive
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.start > 0.0 and self.end > 0.0):
+            raise ValueError(f"expected a positive start and end, got {self.start} and {self.end}")
+
+    def __call__(self, timestep: int, timesteps: int) -> float:
+        part = self._way(timestep, timesteps)
+        return float(self.start ** (1.0 - part) * self.end**part)
 
 
 class KLAdaptiveLR:

@@ -85,9 +85,7 @@ class MultiAgent(ABC):
         if not self.possible_agents or len(set(self.possible_agents)) != len(self.possible_agents):
             raise ValueError(f"possible_agents: expected distinct names, got {self.possible_agents}")
         given = self._by_agent("models", models)
-        self.models = {
-            uid: with_scripts(uid, roles, observation_spaces, action_spaces) for uid, roles in given.items()
-        }
+        self.models = {uid: with_scripts(uid, roles, observation_spaces, action_spaces) for uid, roles in given.items()}
         self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
         #: agents that learn; the others act and are seen by critics
         self.learning_agents = [uid for uid in self.possible_agents if self._learns(uid)]
@@ -145,10 +143,10 @@ class MultiAgent(ABC):
 
     def _memories(self, memories: Mapping[str, Memory]) -> dict[str, Memory]:
         """The memories of those that learn; others need none."""
+        given: Mapping[str, Memory | None] = memories
         if isinstance(memories, Mapping):
-            idle = {uid for uid in self.possible_agents if uid not in self.learning_agents}
-            memories = {**dict.fromkeys(idle), **memories}  # type: ignore[arg-type]
-        by_agent = self._by_agent("memories", memories)
+            given = {**{uid: None for uid in self.possible_agents if uid not in self.learning_agents}, **memories}
+        by_agent = self._by_agent("memories", given)
         return {uid: memory for uid, memory in by_agent.items() if memory is not None or uid in self.learning_agents}
 
     def _check_policies(self) -> None:
@@ -278,9 +276,7 @@ class MultiAgent(ABC):
         ``infos["shared_states"]`` and ``infos["shared_next_states"]`` (a trainer adds them) are the shared states ``[E, F]``
         that go with ``states`` and ``next_states``.
         """
-        earned = blank(
-            self._stack("rewards", rewards, self.possible_agents), self._masks.present(self.possible_agents)
-        )
+        earned = blank(self._stack("rewards", rewards, self.possible_agents), self._masks.present(self.possible_agents))
         self._check_finite("rewards", earned, self.possible_agents)  # before anything of the step is taken in
         ended = (
             self._stack("terminated", terminated, self.possible_agents)
@@ -444,7 +440,9 @@ class MultiAgent(ABC):
         """For each agent the names, among :meth:`checkpoint_modules`, of its models and normalisers."""
         modules = self.checkpoint_modules()
         owners: dict[str, dict[str, str]] = {
-            uid: {role: next(name for name, module in modules.items() if module is model) for role, model in roles.items()}
+            uid: {
+                role: next(name for name, module in modules.items() if module is model) for role, model in roles.items()
+            }
             for uid, roles in self.models.items()
         }
         for learner in self.learners:

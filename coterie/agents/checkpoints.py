@@ -139,9 +139,13 @@ def load_teammates(team: MultiAgent, path: str | os.PathLike[str], sources: Mapp
             )
             continue
         policy = owners[uid]["policy"]
-        sharing = [other for other in team.possible_agents if owners[other]["policy"] == policy and other not in sources]
+        sharing = [
+            other for other in team.possible_agents if owners[other]["policy"] == policy and other not in sources
+        ]
         if sharing:
-            problems.append(f"{uid!r} shares its policy with {sharing}: expected a model of its own, or sources for them too")
+            problems.append(
+                f"{uid!r} shares its policy with {sharing}: expected a model of its own, or sources for them too"
+            )
         for role in ("policy", "state_preprocessor"):
             mine, theirs = owners[uid].get(role), contents["owners"][source].get(role)
             if mine is None and theirs is None:

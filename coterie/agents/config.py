@@ -97,7 +97,9 @@ def scheduled_value(name: str, schedule: Callable[[int, int], float], timestep: 
     """
     value = schedule(timestep, timesteps)
     if not _is_number(value) or value < 0:
-        raise ConfigError(f"{name}: expected its schedule to give a number of at least 0, got {value!r} at step {timestep}")
+        raise ConfigError(
+            f"{name}: expected its schedule to give a number of at least 0, got {value!r} at step {timestep}"
+        )
     return float(value)
 
 

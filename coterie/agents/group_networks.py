@@ -149,7 +149,8 @@ class GroupNetworks:
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         with self._precision():
             if not batch.recurrent:
-                return batch(inputs.states, inputs.attendance), None
+                attendance = () if inputs.attendance is None else (inputs.attendance,)
+                return batch(inputs.states, *attendance), None
             if recall is None:
                 rows, agents = inputs.states.shape[:2]
                 recall = Recall(batch.initial_state(rows, agents))

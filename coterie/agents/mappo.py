@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 # fmt: off
 MAPPO_DEFAULT_CONFIG = Config({
     **PPO_DEFAULT_CONFIG.copy(),
-    "critic_input": "state",                # "state", all "observations", own observation and state ("agent"), or "both" of the first
+    "critic_input": "state",                # "state", "observations" of all, own observation and state ("agent"), or "both"
     "shared_state_preprocessor": None,      # class of a normaliser of what critics see, e.g. RunningStandardScaler
     "shared_state_preprocessor_kwargs": {}, # its keyword arguments; size and device are filled in
 })
@@ -114,7 +114,9 @@ class MAPPO(MultiAgentPPO):
             everyone = sum(flat_size(space) for space in self.observation_spaces.values())
             if flat_size(self.shared_space()) == everyone:
                 self._stands_in = True
-                _log.warning("the environment has no state(): critics see all agents' observations together in its place")
+                _log.warning(
+                    "the environment has no state(): critics see all agents' observations together in its place"
+                )
         super()._record_shared_state(infos)
 
     def _learn_states(self, learner: Learner) -> None:

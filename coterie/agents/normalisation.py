@@ -63,9 +63,9 @@ class OutputKeeper:
     """
 
     def __init__(self, normalisers: SetPreprocessor, critics: Sequence[Sequence[Model]]) -> None:
-        self._members = normalisers.members
+        self._members = [member if isinstance(member, PopArt) else None for member in normalisers.members]
         self._critics = critics
-        self._before = [member.moments() if isinstance(member, PopArt) else None for member in self._members]
+        self._before = [None if member is None else member.moments() for member in self._members]
 
     @property
     def rescales(self) -> bool:
@@ -76,7 +76,7 @@ class OutputKeeper:
     def rescale(self) -> None:
         """Make up in the critics' output layers for what was learned since this object was made."""
         for member, before, models in zip(self._members, self._before, self._critics, strict=True):
-            if before is None:
+            if member is None or before is None:
                 continue
             for layer in (layer for model in models for layer in model.output_layers()):
                 weight, bias = rescale_output(layer.weight, layer.bias, before, member.moments())
@@ -90,8 +90,9 @@ class OutputKeeper:
         for part, member, before in zip(
             predicted.tensor_split(len(self._members), dim=-2), self._members, self._before, strict=True
         ):
-            # a prediction changes as the bias does
-            parts.append(part if before is None else rescale_output(part, part, before, member.moments())[1])
+            if member is not None and before is not None:  # a prediction changes as the bias does
+                part = rescale_output(part, part, before, member.moments())[1]
+            parts.append(part)
         return torch.cat(parts, dim=-2)
 
 

@@ -101,7 +101,7 @@ class OnPolicyAgent(MultiAgent):
 
     def critic_inputs(self, group: Group, moment: Moment) -> CriticInput:
         """What a group's critics see at one moment."""
-        whole_team = group.value is not None and group.value.values_per_agent
+        whole_team = group.value is not None and getattr(group.value.unique[0], "values_per_agent", False)
         return CriticInput(self.critic_states(group, moment), moment.attendance() if whole_team else None)
 
     # ---- construction ----------------------------------------------------------------------------------------------------
@@ -125,7 +125,9 @@ class OnPolicyAgent(MultiAgent):
             parts = self.agent_cfg["mini_batches"][learner.names[0]]
             if parts > sequences:
                 what = "samples" if length == 1 else f"sequences of {length} steps"
-                raise ValueError(f"mini_batches: {parts} for {learner.names[0]!r}, but a rollout has {sequences} {what}")
+                raise ValueError(
+                    f"mini_batches: {parts} for {learner.names[0]!r}, but a rollout has {sequences} {what}"
+                )
 
     def _make_preprocessors(self, learner: Learner) -> None:
         """Build the configured normalisers: one for each parameter set, since one network has one input scale."""

@@ -84,7 +84,7 @@ class SetOptimizers:
         for setting in settings:
             if setting.scheduler is not None and any(callable(rate) for rate in setting.rates(1)):
                 raise ValueError(
-                    "learning_rate is a schedule and learning_rate_scheduler changes it too: set one of them to a number or None"
+                    "learning_rate is a schedule, and learning_rate_scheduler changes it too: give one of them up"
                 )
         if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in self.schedulers):
             raise ValueError(

@@ -180,13 +180,17 @@ class MultiAgentPPO(OnPolicyAgent):
         """Advantages and returns of the learner's groups, and what else its epochs read."""
         moment = self._rollout_moment()
         critics = [self._critic_rows(group, moment) for group in learner.groups]
-        evaluations = [self._targets(learner, group, critic) for group, critic in zip(learner.groups, critics, strict=True)]
+        evaluations = [
+            self._targets(learner, group, critic) for group, critic in zip(learner.groups, critics, strict=True)
+        ]
         masks = self._counting(learner)
         self._standardise(learner, masks)
         predicted = self._learn_returns(learner, evaluations, masks)
         return [
-            self._batch(learner, group, *parts)
-            for group, *parts in zip(learner.groups, critics, evaluations, predicted, masks, strict=True)
+            self._batch(learner, group, critic, evaluation, values, mask)
+            for group, critic, evaluation, values, mask in zip(
+                learner.groups, critics, evaluations, predicted, masks, strict=True
+            )
         ]
 
     def _critic_rows(self, group: Group, moment: Moment) -> CriticInput:

@@ -44,7 +44,7 @@ PPO_DEFAULT_CONFIG = Config({
     "ratio_clip": 0.2,                    # clipping range of the probability ratio; a pair (below 1, above 1), or a schedule
     "value_clip": 0.2,                    # clipping range of value predictions
     "clip_predicted_values": False,       # whether to clip them
-    "huber_delta": 0.0,                   # from where the value loss grows linearly (MAPPO's authors: 10), 0 for the squared error
+    "huber_delta": 0.0,                   # from where the value loss is linear (MAPPO's authors: 10), 0 for the squared error
     "advantage_normalization": "agent",   # over each agent's rollout, over the "group" that shares parameters, or "off"
 
     "entropy_loss_scale": 0.0,            # weight of the entropy bonus, or a schedule

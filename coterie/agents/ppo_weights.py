@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coterie.agents.groups import Group
-
 __all__ = ["LossWeights", "loss_weights"]
 
 

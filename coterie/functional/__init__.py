@@ -3,6 +3,8 @@
 from coterie.functional.advantages import gae, masked_mean, multi_agent_gae, outcome_known, standardise
 from coterie.functional.diagnostics import explained_variance, is_clipped
 from coterie.functional.distributions import (
+    bernoulli_entropy,
+    bernoulli_log_prob,
     categorical_entropy,
     categorical_kl,
     categorical_log_prob,
@@ -17,6 +19,8 @@ from coterie.functional.ppo import KL_ESTIMATORS, clipped_surrogate_loss, clippe
 
 __all__ = [
     "KL_ESTIMATORS",
+    "bernoulli_entropy",
+    "bernoulli_log_prob",
     "categorical_entropy",
     "categorical_kl",
     "categorical_log_prob",

@@ -8,9 +8,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 __all__ = [
+    "bernoulli_entropy",
+    "bernoulli_log_prob",
     "categorical_entropy",
     "categorical_kl",
     "categorical_log_prob",
@@ -96,3 +98,13 @@ def categorical_sample(logits: Tensor) -> Tensor:
     """Draw int64 ``[..., 1]`` from ``logits`` ``[..., n]``, normalised or not, by exponential races (no host-device sync)."""
     race = torch.empty_like(logits).exponential_()
     return (logits - race.log()).argmax(dim=-1, keepdim=True)
+
+
+def bernoulli_log_prob(logits: Tensor, actions: Tensor) -> Tensor:
+    """Log-probability of ``actions`` (0 or 1, of any dtype) for the log-odds ``logits`` of a 1, element by element."""
+    return logsigmoid(torch.where(actions > 0, logits, -logits))
+
+
+def bernoulli_entropy(logits: Tensor) -> Tensor:
+    """Entropy ``-p log p - (1 - p) log(1 - p)`` for log-odds ``logits``, element by element."""
+    return -(logits.sigmoid() * logsigmoid(logits) + (-logits).sigmoid() * logsigmoid(-logits))

@@ -62,7 +62,7 @@ def clipped_value_loss(
 
 
 def _error_loss(error: Tensor, huber_delta: float | Tensor | None) -> Tensor:
-    if huber_delta is None:
+    if huber_delta is None or (isinstance(huber_delta, float) and math.isinf(huber_delta)):
         return error.square()
     size = error.abs()
     within = size.clamp_max(huber_delta)

@@ -3,6 +3,7 @@
 from coterie.models.base import Model
 from coterie.models.build import build_models
 from coterie.models.mixins import (
+    BernoulliMixin,
     CategoricalMixin,
     DeterministicMixin,
     GaussianMixin,
@@ -19,10 +20,12 @@ from coterie.models.networks import (
     mlp,
 )
 from coterie.models.recurrent import GRU, LSTM
+from coterie.models.scripted import ScriptedPolicy
 
 __all__ = [
     "GRU",
     "LSTM",
+    "BernoulliMixin",
     "CategoricalMixin",
     "CategoricalPolicy",
     "DeterministicMixin",
@@ -32,6 +35,7 @@ __all__ = [
     "MultiCategoricalMixin",
     "MultiCategoricalPolicy",
     "MultivariateGaussianMixin",
+    "ScriptedPolicy",
     "TanhGaussianMixin",
     "TanhGaussianPolicy",
     "Value",

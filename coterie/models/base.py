@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coterie.functional import categorical_sample
+from coterie.models.distributions import mask_logits
 from coterie.spaces import flat_size
 
 __all__ = ["Model"]
@@ -70,15 +72,24 @@ class Model(nn.Module):
     def random_act(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Tensor, None, dict[str, Any]]:
         """Draw actions uniformly from the action space (a Box must be bounded): ``[B, n]`` like those of :meth:`act`.
 
-        :raises ValueError: a Box without bounds
+        ``inputs["action_masks"]``, bool ``[B, n]``, leaves only some of a Discrete or MultiDiscrete space.
+
+        :raises ValueError: a Box without bounds, or masks of another form or for another space
         :raises TypeError: a space without a uniform distribution
         """
-        batch, space = inputs["states"].shape[:-1], self.action_space
-        if isinstance(space, gymnasium.spaces.Discrete):
-            return torch.randint(int(space.n), (*batch, 1), device=self.device), None, {}
-        if isinstance(space, gymnasium.spaces.MultiDiscrete):
-            columns = [torch.randint(int(n), (*batch, 1), device=self.device) for n in space.nvec.ravel()]
+        batch, space, masks = inputs["states"].shape[:-1], self.action_space, inputs.get("action_masks")
+        if isinstance(space, (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)):
+            nvec = [int(space.n)] if isinstance(space, gymnasium.spaces.Discrete) else space.nvec.ravel().tolist()
+            if masks is None:
+                columns = [torch.randint(n, (*batch, 1), device=self.device) for n in nvec]
+            else:
+                equal = mask_logits(torch.zeros(*batch, sum(nvec), device=self.device), masks)
+                columns = [categorical_sample(part) for part in equal.split(nvec, dim=-1)]
             return torch.cat(columns, dim=-1), None, {}
+        if masks is not None:
+            raise ValueError(f"action_masks: expected a Discrete or MultiDiscrete action space, got {space}")
+        if isinstance(space, gymnasium.spaces.MultiBinary):
+            return torch.randint(2, (*batch, self.num_actions), device=self.device), None, {}
         if isinstance(space, gymnasium.spaces.Box):
             if not space.is_bounded():
                 raise ValueError(f"cannot draw uniformly from the unbounded {space}; set random_timesteps to 0")
@@ -86,7 +97,9 @@ class Model(nn.Module):
                 torch.as_tensor(b.ravel(), dtype=torch.float32, device=self.device) for b in (space.low, space.high)
             )
             return low + (high - low) * torch.rand(*batch, low.numel(), device=self.device), None, {}
-        raise TypeError(f"cannot draw uniformly from {space}: expected Discrete, MultiDiscrete or a bounded Box")
+        raise TypeError(
+            f"cannot draw uniformly from {space}: expected Discrete, MultiDiscrete, MultiBinary or a bounded Box"
+        )
 
     def set_mode(self, mode: str) -> None:
         """Switch the module to ``"train"`` or ``"eval"``."""
@@ -130,8 +143,34 @@ class Model(nn.Module):
         self.requires_grad_(not freeze)
 
     def get_specification(self) -> dict[str, Any]:
-        """What a model asks of the machinery around it; a feed-forward model asks nothing."""
+        """What a model asks of the machinery around it; a feed-forward model asks nothing.
+
+        A recurrent one returns ``{"rnn": {"sizes": [(layers, hidden), ...], "sequence_length": L}}``: one size for each
+        state tensor (one for a GRU, two for an LSTM), and the number of steps that gradients flow through. ``compute`` is
+        then called one step at a time, with a list of states ``[layers, B, hidden]`` in ``inputs["rnn"]``, and returns the
+        new ones in its last item, ``{"rnn": [...]}``. States are zeroed where episodes start, and frozen where an agent does
+        not act, outside of it.
+
+        With ``"whole_sequences": True`` beside these, ``compute`` is called once for L steps of N sequences, and sees to that
+        itself, as the layers :class:`GRU` and :class:`LSTM` do: ``inputs["states"]`` is ``[L*N, F]``, row ``l * N + n`` being
+        step l of sequence n, ``inputs["rnn"]`` has the states ``[layers, N, hidden]`` before the first step,
+        ``inputs["length"]`` is L, and ``inputs["starts"]`` (True: the state is zeroed before this row) and
+        ``inputs["active"]`` (False: this row leaves the state as it was) are bool ``[L*N, 1]`` or None. It returns the
+        states after the last step.
+        """
         return {}
+
+    def output_layers(self) -> list[nn.Linear]:
+        """The layers whose outputs are a critic's values, which PopArt rescales: the linear layer that was made last.
+
+        :raises TypeError: the model has no linear layer
+        """
+        layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            raise TypeError(
+                f"{type(self).__name__} has no nn.Linear to take for its output layer: override output_layers"
+            )
+        return layers[-1:]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters to ``path``."""

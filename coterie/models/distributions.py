@@ -8,11 +8,15 @@ ones, or squashed ones. A log-probability is therefore always that of the value 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import gymnasium
 import torch
 from torch import Tensor
 
 from coterie.functional import (
+    bernoulli_entropy,
+    bernoulli_log_prob,
     categorical_entropy,
     categorical_log_prob,
     categorical_sample,
@@ -22,7 +26,17 @@ from coterie.functional import (
     tanh_normal_entropy,
 )
 
-__all__ = ["REDUCTIONS", "Categorical", "Distribution", "MultiCategorical", "Normal", "TanhNormal"]
+__all__ = [
+    "REDUCTIONS",
+    "Bernoulli",
+    "Categorical",
+    "Distribution",
+    "MultiCategorical",
+    "Normal",
+    "TanhNormal",
+    "check_action_masks",
+    "mask_logits",
+]
 
 REDUCTIONS = ("sum", "mean", "prod", "none")
 
@@ -36,6 +50,65 @@ def _reduce(x: Tensor, reduction: str) -> Tensor:
     if reduction == "prod":
         return x.prod(dim=-1, keepdim=True)
     return x
+
+
+def mask_logits(logits: Tensor, action_masks: Tensor | None) -> Tensor:
+    """Forbid actions: ``-inf`` where ``action_masks`` (bool ``[..., n]``, as ``logits``) is False; None allows all.
+
+    A row in which nothing is allowed has no distribution: its probabilities are NaN (see :func:`check_action_masks`).
+
+    :raises ValueError: the masks are not bool, or of another width
+    """
+    if action_masks is None:
+        return logits
+    _check_form(action_masks, logits.shape[-1])
+    return torch.where(action_masks, logits, -torch.inf)
+
+
+def check_action_masks(
+    action_masks: Tensor, choices: int | Sequence[int] | gymnasium.Space, names: Sequence[str] | None = None
+) -> None:
+    """Check that every row of bool ``[..., n]`` allows something, in each dimension of a MultiDiscrete space.
+
+    It reads the masks, which waits for the device.
+
+    :param choices: n of a Discrete space, nvec of a MultiDiscrete one (then the masks' n is its sum), or such a space
+    :param names: names of the agents, where these are the last dimension before n
+
+    :raises ValueError: the masks are not bool or of another width, the space has no masks, or a row allows nothing: the
+        message names it
+    """
+    nvec = _numbers_of_choices(choices)
+    _check_form(action_masks, sum(nvec))
+    allowed = torch.stack([part.any(dim=-1) for part in action_masks.split(nvec, dim=-1)], dim=-1)
+    if bool(allowed.all()):
+        return
+    *row, dimension = (~allowed).nonzero()[0].tolist()
+    where = [f"row {row}" if names is None else f"row {row[:-1]} of agent {names[row[-1]]!r}"]
+    if len(nvec) > 1:
+        where.append(f"dimension {dimension} of {len(nvec)}")
+    raise ValueError(
+        f"action_masks: nothing is allowed in {', '.join(where)}: an agent that is to act needs at least one action; one that "
+        "is not to act is reported in infos['active_masks']"
+    )
+
+
+def _numbers_of_choices(choices: int | Sequence[int] | gymnasium.Space) -> list[int]:
+    if isinstance(choices, gymnasium.spaces.MultiDiscrete):
+        return [int(n) for n in choices.nvec.ravel()]
+    if isinstance(choices, gymnasium.spaces.Discrete):
+        return [int(choices.n)]
+    if isinstance(choices, gymnasium.Space):
+        raise ValueError(f"action_masks: expected a Discrete or MultiDiscrete action space, got {choices}")
+    return [choices] if isinstance(choices, int) else [int(n) for n in choices]
+
+
+def _check_form(action_masks: Tensor, width: int) -> None:
+    if action_masks.dtype != torch.bool or action_masks.shape[-1:] != (width,):
+        raise ValueError(
+            f"action_masks: expected bool [..., {width}], True where an action is allowed, got {action_masks.dtype} "
+            f"{list(action_masks.shape)}"
+        )
 
 
 class Distribution(ABC):
@@ -67,7 +140,7 @@ class Distribution(ABC):
 
     @property
     def mean(self) -> Tensor:
-        """Location of the distribution before clipping and squashing: means of a normal, logits of a categorical."""
+        """Location of the distribution before clipping and squashing: means of a normal, logits of a discrete one."""
         raise NotImplementedError
 
     @property
@@ -147,10 +220,13 @@ class TanhNormal(Normal):
 
 
 class Categorical(Distribution):
-    """One choice out of ``n`` from logits ``[..., n]``; actions are int64 ``[..., 1]``."""
+    """One choice out of ``n`` from logits ``[..., n]``; actions are int64 ``[..., 1]``.
 
-    def __init__(self, logits: Tensor) -> None:
-        self._logits = logits
+    :param action_masks: bool ``[..., n]``: actions with False have probability 0
+    """
+
+    def __init__(self, logits: Tensor, action_masks: Tensor | None = None) -> None:
+        self._logits = logits = mask_logits(logits, action_masks)
         # equal to log_softmax, which takes almost three times as long for the few columns that actions have
         self._log_probs = logits - logits.logsumexp(dim=-1, keepdim=True)
 
@@ -172,11 +248,16 @@ class Categorical(Distribution):
 
 
 class MultiCategorical(Distribution):
-    """Independent choices: logits ``[..., sum(nvec)]``, actions int64 ``[..., len(nvec)]``."""
+    """Independent choices: logits ``[..., sum(nvec)]``, actions int64 ``[..., len(nvec)]``.
 
-    def __init__(self, logits: Tensor, nvec: tuple[int, ...], reduction: str = "sum") -> None:
-        self._logits = logits
-        self._parts = [Categorical(part) for part in logits.split(nvec, dim=-1)]
+    :param action_masks: bool ``[..., sum(nvec)]``: choices with False have probability 0
+    """
+
+    def __init__(
+        self, logits: Tensor, nvec: tuple[int, ...], reduction: str = "sum", action_masks: Tensor | None = None
+    ) -> None:
+        self._logits = mask_logits(logits, action_masks)
+        self._parts = [Categorical(part) for part in self._logits.split(nvec, dim=-1)]
         self._reduction = reduction
 
     def sample(self) -> Tensor:
@@ -191,6 +272,30 @@ class MultiCategorical(Distribution):
 
     def entropy(self) -> Tensor:
         return _reduce(torch.cat([part.entropy() for part in self._parts], dim=-1), self._reduction)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._logits
+
+
+class Bernoulli(Distribution):
+    """Independent yes-or-no choices: logits ``[..., n]`` (log-odds of a 1), actions int64 ``[..., n]`` of 0 and 1."""
+
+    def __init__(self, logits: Tensor, reduction: str = "sum") -> None:
+        self._logits = logits
+        self._reduction = reduction
+
+    def sample(self) -> Tensor:
+        return (torch.rand_like(self._logits) < self._logits.sigmoid()).long()
+
+    def mode(self) -> Tensor:
+        return (self._logits > 0).long()
+
+    def log_prob(self, latent: Tensor) -> Tensor:
+        return _reduce(bernoulli_log_prob(self._logits, latent), self._reduction)
+
+    def entropy(self) -> Tensor:
+        return _reduce(bernoulli_entropy(self._logits), self._reduction)
 
     @property
     def mean(self) -> Tensor:

@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from coterie.models.base import Model
-from coterie.models.distributions import REDUCTIONS, Categorical, Distribution, MultiCategorical, Normal, TanhNormal
+from coterie.models.distributions import (
+    REDUCTIONS,
+    Bernoulli,
+    Categorical,
+    Distribution,
+    MultiCategorical,
+    Normal,
+    TanhNormal,
+)
 
 __all__ = [
+    "BernoulliMixin",
     "CategoricalMixin",
     "DeterministicMixin",
     "GaussianMixin",
@@ -39,28 +48,44 @@ def computed_tensors(output: Any, model: object) -> tuple[Tensor, ...]:
     return tensors
 
 
+def _refuse_masks(action_masks: Tensor | None, policy: object, kind: str) -> None:
+    if action_masks is not None:
+        raise ValueError(
+            f"{type(policy).__name__}: {kind} has no action masks: expected a Discrete or MultiDiscrete action space, or "
+            "infos without 'action_masks' for the agent"
+        )
+
+
 class StochasticMixin(Model):
     """Base of the policies' mixins: everything but the choice of the distribution."""
 
     _last: dict[str, Distribution]
 
     @abstractmethod
-    def make_distribution(self, tensors: Sequence[Tensor]) -> Distribution:
-        """Build the action distribution from the tensors that ``compute`` returned, ``[..., n]`` each."""
+    def make_distribution(self, tensors: Sequence[Tensor], action_masks: Tensor | None = None) -> Distribution:
+        """Build the action distribution from the tensors that ``compute`` returned, ``[..., n]`` each.
+
+        :param action_masks: bool ``[..., n]``, False where an action is forbidden; for Discrete and MultiDiscrete spaces
+
+        :raises ValueError: masks of another form, or for other spaces
+        """
 
     def settings(self) -> tuple[Any, ...]:
         """Whatever of this mixin changes the distribution: models are batched together only where it is equal."""
         return ()
 
     def act(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Sample actions, or evaluate ``inputs["taken_actions"]``.
+        """Sample actions, or evaluate ``inputs["taken_actions"]``, among those that ``inputs["action_masks"]`` allows (bool
+        ``[B, n]``, for Discrete and MultiDiscrete spaces).
 
         :return: actions ``[B, n]`` as the environment takes them, their log-probability ``[B, 1]``, and a dict with
             ``"mean_actions"``, the actions of the distribution's mode ``[B, n]``, beside what ``compute`` put into its own.
             ``"taken_actions"`` are latent ones: those that were drawn, before any clipping or squashing.
         """
         output = self.compute(inputs, role)
-        distribution = self.make_distribution(computed_tensors(output, self))
+        tensors, masks = computed_tensors(output, self), inputs.get("action_masks")
+        # a mixin of one's own need not know of masks
+        distribution = self.make_distribution(tensors) if masks is None else self.make_distribution(tensors, masks)
         self._last = {**getattr(self, "_last", {}), role: distribution}
         latent = inputs.get("taken_actions")
         if latent is None:
@@ -121,12 +146,31 @@ class GaussianMixin(StochasticMixin):
     def _log_std(self, log_std: Tensor) -> Tensor:
         return log_std.clamp(*self._log_std_range) if self._clip_log_std else log_std
 
-    def make_distribution(self, tensors: Sequence[Tensor]) -> Distribution:
+    def make_distribution(
+        self, tensors: Sequence[Tensor], action_masks: Tensor | None = None, std: float | Tensor | None = None
+    ) -> Distribution:
+        """See :meth:`StochasticMixin.make_distribution`.
+
+        :param std: standard deviations in place of the policy's own (which may then be left out), as they are: a positive
+            number, or a tensor that broadcasts to the means
+        """
+        mean, log_std = self._parameters_of(tensors, action_masks, std)
+        return Normal(mean, log_std, self._bounds, self._reduction)
+
+    def _parameters_of(
+        self, tensors: Sequence[Tensor], action_masks: Tensor | None, std: float | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        _refuse_masks(action_masks, self, "a Gaussian")
+        mean = tensors[0]
+        if std is not None:
+            if not isinstance(std, Tensor) and not std > 0.0:
+                raise ValueError(f"std: expected a positive number, got {std}")
+            return mean, torch.as_tensor(std, dtype=mean.dtype, device=mean.device).log().expand_as(mean)
         if len(tensors) < 2:
             raise TypeError(
                 f"{type(self).__name__}.compute must return (mean, log_std, {{}}), got {len(tensors)} tensor(s)"
             )
-        return Normal(tensors[0], self._log_std(tensors[1]), self._bounds, self._reduction)
+        return mean, self._log_std(tensors[1])
 
     def get_log_std(self, role: str = "") -> Tensor:
         """Logarithm of the standard deviation of the last call of :meth:`act`, expanded to ``[B, n]``."""
@@ -173,12 +217,11 @@ class TanhGaussianMixin(GaussianMixin):
             raise ValueError(f"a tanh-squashed Gaussian needs a bounded Box action space, got {self.action_space}")
         self._tanh_bounds = bounds
 
-    def make_distribution(self, tensors: Sequence[Tensor]) -> Distribution:
-        if len(tensors) < 2:
-            raise TypeError(
-                f"{type(self).__name__}.compute must return (mean, log_std, {{}}), got {len(tensors)} tensor(s)"
-            )
-        return TanhNormal(tensors[0], self._log_std(tensors[1]), self._tanh_bounds, self._reduction)
+    def make_distribution(
+        self, tensors: Sequence[Tensor], action_masks: Tensor | None = None, std: float | Tensor | None = None
+    ) -> Distribution:
+        mean, log_std = self._parameters_of(tensors, action_masks, std)
+        return TanhNormal(mean, log_std, self._tanh_bounds, self._reduction)
 
 
 class CategoricalMixin(StochasticMixin):
@@ -197,8 +240,8 @@ class CategoricalMixin(StochasticMixin):
     def _logits(self, output: Tensor) -> Tensor:
         return output if self._unnormalized_log_prob else output.clamp_min(torch.finfo(output.dtype).tiny).log()
 
-    def make_distribution(self, tensors: Sequence[Tensor]) -> Distribution:
-        return Categorical(self._logits(tensors[0]))
+    def make_distribution(self, tensors: Sequence[Tensor], action_masks: Tensor | None = None) -> Distribution:
+        return Categorical(self._logits(tensors[0]), action_masks)
 
 
 class MultiCategoricalMixin(CategoricalMixin):
@@ -224,8 +267,38 @@ class MultiCategoricalMixin(CategoricalMixin):
     def settings(self) -> tuple[Any, ...]:
         return (*super().settings(), self._reduction, self._nvec)
 
-    def make_distribution(self, tensors: Sequence[Tensor]) -> Distribution:
-        return MultiCategorical(self._logits(tensors[0]), self._nvec, self._reduction)
+    def make_distribution(self, tensors: Sequence[Tensor], action_masks: Tensor | None = None) -> Distribution:
+        return MultiCategorical(self._logits(tensors[0]), self._nvec, self._reduction, action_masks)
+
+
+class BernoulliMixin(StochasticMixin):
+    """Independent yes-or-no choices: ``compute`` returns ``logits [B, n], {}``, the log-odds of a 1; actions are 0 or 1.
+
+    :param unnormalized_log_prob: whether ``compute`` returns logits (True) or probabilities of a 1 (False)
+    :param reduction: ``"sum"``, ``"mean"``, ``"prod"`` or ``"none"``: how choices combine in the log-probability
+    :param role: accepted for compatibility, without effect
+
+    :raises ValueError: an unknown reduction
+    :raises TypeError: the action space is not MultiBinary
+    """
+
+    def __init__(self, unnormalized_log_prob: bool = True, reduction: str = "sum", role: str = "") -> None:
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
+        if not isinstance(self.action_space, gymnasium.spaces.MultiBinary):
+            raise TypeError(f"expected a MultiBinary action space, got {self.action_space}")
+        self._unnormalized_log_prob = bool(unnormalized_log_prob)
+        self._reduction = reduction
+
+    def settings(self) -> tuple[Any, ...]:
+        return self._unnormalized_log_prob, self._reduction
+
+    def make_distribution(self, tensors: Sequence[Tensor], action_masks: Tensor | None = None) -> Distribution:
+        _refuse_masks(action_masks, self, "a MultiBinary action")
+        output = tensors[0]
+        if not self._unnormalized_log_prob:
+            output = torch.logit(output, eps=torch.finfo(output.dtype).eps)
+        return Bernoulli(output, self._reduction)
 
 
 class DeterministicMixin(Model):

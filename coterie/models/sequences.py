@@ -136,4 +136,4 @@ def _split(output: Any, model: Model, spec: Recurrence, before: Tensor) -> tuple
             f"{name}.compute returned states of shapes {got}: its get_specification declares {expected}, "
             "[layers, sequences, hidden] each"
         )
-    return tensors, spec.pack(states)
+    return tensors, spec.pack(states).to(before.dtype)  # reduced precision does not outlive a step

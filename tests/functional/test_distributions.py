@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Normal, TanhTransform, TransformedDistribution, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Normal, TanhTransform, TransformedDistribution, kl_divergence
 
 from coterie.functional import (
+    bernoulli_entropy,
+    bernoulli_log_prob,
     categorical_entropy,
     categorical_kl,
     categorical_log_prob,
@@ -210,3 +212,20 @@ def test_what_only_the_second_forbids_is_infinitely_far() -> None:
     # exp(-300) is 0 in float32: that q forbids it as well is no 0 times infinity
     far = categorical_kl(torch.log_softmax(p, -1), masked(q, some))
     assert float(far) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_bernoulli_against_torch() -> None:
+    logits, actions = 4 * torch.randn(2, 30), torch.randint(2, (2, 30))
+    reference = Bernoulli(logits=logits)
+    torch.testing.assert_close(bernoulli_log_prob(logits, actions), reference.log_prob(actions.float()))
+    torch.testing.assert_close(bernoulli_entropy(logits), reference.entropy())
+
+
+def test_bernoulli_has_no_cancellation() -> None:
+    # the entropy for log-odds l is about e^-l (1 + l) far out; log(1 - p) is -l
+    logits = torch.tensor([-30.0, 30.0])
+    torch.testing.assert_close(bernoulli_entropy(logits), torch.full((2,), 31 * math.exp(-30.0)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(bernoulli_log_prob(logits, torch.tensor([1, 0])), torch.tensor([-30.0, -30.0]))
+    torch.testing.assert_close(
+        bernoulli_log_prob(logits, torch.tensor([0, 1])), torch.full((2,), -math.exp(-30.0)), rtol=1e-5, atol=0
+    )

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import (
     AffineTransform,
+    Bernoulli,
     Categorical,
     Independent,
     MultivariateNormal,
@@ -20,6 +21,7 @@ from torch.distributions import (
 )
 
 from coterie.models import (
+    BernoulliMixin,
     CategoricalMixin,
     DeterministicMixin,
     GaussianMixin,
@@ -28,6 +30,7 @@ from coterie.models import (
     MultivariateGaussianMixin,
     TanhGaussianMixin,
 )
+from coterie.models.distributions import check_action_masks
 
 BOX = spaces.Box(np.array([-1.0, -0.5], np.float32), np.array([1.0, 2.0], np.float32))
 FREE = spaces.Box(-np.inf, np.inf, (2,))
@@ -334,6 +337,256 @@ def test_multi_categorical_refuses_bad_settings() -> None:
         Choices(reduction="max")
 
 
+# ---- action masks ---------------------------------------------------------------------------------------------------
+
+NVEC = (2, 3)
+
+
+def random_masks(rows: int, nvec: tuple[int, ...]) -> Tensor:
+    """Masks that allow something everywhere; the first row allows one choice of each, the last all."""
+    masks = torch.rand(rows, sum(nvec)) < 0.5
+    for part in masks.split(nvec, dim=-1):
+        part.scatter_(-1, torch.randint(part.shape[-1], (rows, 1)), True)
+        part[0] = False
+        part[0, 1] = True
+        part[-1] = True
+    return masks
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_masked_categorical_is_that_of_the_allowed(probabilities: bool) -> None:
+    policy, masks = Choice(probabilities), random_masks(200, (4,))
+    states = torch.randn(200, 3)
+    actions, log_prob, outputs = policy.act({"states": states, "action_masks": masks})
+    output = mean_of(policy, states)
+    weights = (output if probabilities else output.softmax(-1)) * masks
+    reference = Categorical(probs=weights)
+    assert bool(masks.gather(-1, actions).all())
+    assert log_prob is not None
+    torch.testing.assert_close(log_prob.squeeze(-1), reference.log_prob(actions.squeeze(-1)))
+    torch.testing.assert_close(policy.get_entropy().squeeze(-1), reference.entropy(), atol=1e-6, rtol=1e-5)
+    assert torch.equal(outputs["mean_actions"].squeeze(-1), weights.argmax(-1))
+    # every forbidden action has probability exactly 0, the others sum to 1
+    each = torch.stack([policy.distribution().log_prob(torch.full((200, 1), a)) for a in range(4)], dim=-1).squeeze(-2)
+    assert torch.equal(each == -math.inf, ~masks)
+    torch.testing.assert_close(each.exp().sum(-1), torch.ones(200))
+    # as evaluated afterwards
+    _, again, _ = policy.act({"states": states, "action_masks": masks, "taken_actions": actions})
+    assert torch.equal(again, log_prob)  # type: ignore[arg-type]
+
+
+def test_masked_draws_have_the_frequencies_of_the_allowed() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(60_000, 4)
+    masks = torch.tensor([False, True, False, True]).expand(60_000, 4)
+    draws = Choice().make_distribution([logits], masks).sample()
+    expected = torch.tensor([0.0, 1 / 3, 0.0, 2 / 3])
+    torch.testing.assert_close(torch.bincount(draws.flatten(), minlength=4) / 60_000, expected, atol=8e-3, rtol=0)
+
+
+def test_masked_multi_categorical_is_a_product_of_masked_ones() -> None:
+    policy, masks, states = Choices(), random_masks(200, NVEC), torch.randn(200, 3)
+    actions, log_prob, outputs = policy.act({"states": states, "action_masks": masks})
+    weights = mean_of(policy, states).exp() * masks
+    parts = [Categorical(probs=part) for part in weights.split(NVEC, dim=-1)]
+    expected = sum(part.log_prob(column) for part, column in zip(parts, actions.unbind(-1), strict=True))
+    assert log_prob is not None
+    torch.testing.assert_close(log_prob.squeeze(-1), expected, atol=1e-6, rtol=1e-5)
+    entropy = parts[0].entropy() + parts[1].entropy()
+    torch.testing.assert_close(policy.get_entropy().squeeze(-1), entropy, atol=1e-6, rtol=1e-5)
+    modes = torch.stack([part.probs.argmax(-1) for part in parts], dim=-1)
+    assert torch.equal(outputs["mean_actions"], modes)
+    for mask, column in zip(masks.split(NVEC, dim=-1), actions.split(1, dim=-1), strict=True):
+        assert bool(mask.gather(-1, column).all())
+
+
+@pytest.mark.parametrize("kind", [Choice, Choices])
+def test_gradients_of_masked_policies_are_those_of_the_allowed(kind: Any) -> None:
+    nvec = (4,) if kind is Choice else NVEC
+    masks, logits = random_masks(50, nvec), torch.randn(50, sum(nvec), requires_grad=True)
+    distribution = kind().make_distribution([logits], masks)
+    latent = distribution.sample()
+    (mine,) = torch.autograd.grad((2.0 * distribution.log_prob(latent) + distribution.entropy()).sum(), logits)
+    expected = torch.zeros(50, sum(nvec))
+    for row in range(50):
+        start = 0
+        for n, choice in zip(nvec, latent[row].tolist(), strict=True):
+            columns = torch.arange(start, start + n)[masks[row, start : start + n]]
+            allowed = logits.detach()[row, columns].requires_grad_()
+            reference = Categorical(logits=allowed)
+            position = columns.tolist().index(start + choice)
+            score = 2.0 * reference.log_prob(torch.tensor(position)) + reference.entropy()
+            expected[row, columns] = torch.autograd.grad(score, allowed)[0]
+            start += n
+    torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(mine[~masks], torch.zeros_like(mine[~masks]))
+
+
+def test_masks_broadcast_over_what_outputs_share() -> None:
+    logits, masks = torch.randn(1, 2, 4), random_masks(14, (4,)).view(7, 2, 4)
+    distribution = Choice().make_distribution([logits], masks)
+    assert distribution.sample().shape == (7, 2, 1)
+    expected = Choice().make_distribution([logits.expand(7, 2, 4)], masks).entropy()
+    torch.testing.assert_close(distribution.entropy(), expected)
+
+
+@pytest.mark.parametrize("masks", [torch.ones(7, 3, dtype=torch.bool), torch.ones(7, 4), torch.ones(7, 4).long()])
+def test_masks_of_another_form_are_refused(states: Tensor, masks: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"action_masks: expected bool \[..., 4\].*got torch"):
+        Choice().act({"states": states, "action_masks": masks})
+    with pytest.raises(ValueError, match=r"action_masks: expected bool \[..., 5\]"):
+        Choices().act({"states": states, "action_masks": masks})
+
+
+def test_a_row_that_allows_nothing_is_named() -> None:
+    masks = torch.ones(3, 2, 5, dtype=torch.bool)
+    check_action_masks(masks, 5)
+    check_action_masks(masks, NVEC)
+    masks[1, 0, :2] = False
+    check_action_masks(masks, 5)
+    check_action_masks(masks, spaces.Discrete(5))
+    with pytest.raises(
+        ValueError, match=r"nothing is allowed in row \[1, 0\], dimension 0 of 2: an agent that is to act"
+    ):
+        check_action_masks(masks, NVEC)
+    masks[1, 0] = False
+    with pytest.raises(ValueError, match=r"nothing is allowed in row \[1, 0\]: an agent"):
+        check_action_masks(masks, 5)
+    masks[1, 0] = True
+    masks[2, 1, 2:] = False
+    with pytest.raises(ValueError, match=r"nothing is allowed in row \[2\] of agent 'b', dimension 1 of 2"):
+        check_action_masks(masks, spaces.MultiDiscrete(NVEC), ["a", "b"])
+    with pytest.raises(ValueError, match=r"expected bool \[..., 4\]"):
+        check_action_masks(masks, 4)
+    with pytest.raises(ValueError, match="expected a Discrete or MultiDiscrete action space, got Box"):
+        check_action_masks(masks, BOX)
+
+
+@pytest.mark.parametrize("kind", [Gaussian, Squashed])
+def test_a_gaussian_has_no_masks(states: Tensor, kind: type[Gaussian]) -> None:
+    with pytest.raises(ValueError, match=f"{kind.__name__}: a Gaussian has no action masks"):
+        kind().act({"states": states, "action_masks": torch.ones(7, 2, dtype=torch.bool)})
+
+
+def test_a_mixin_that_knows_of_no_masks_still_acts(states: Tensor) -> None:
+    class Own(Choice):
+        def make_distribution(self, tensors: Any) -> Any:  # type: ignore[override]
+            return super().make_distribution(tensors)
+
+    assert Own().act({"states": states})[0].shape == (7, 1)
+    assert Own().act({"states": states, "action_masks": None})[0].shape == (7, 1)
+
+
+# ---- yes-or-no choices ----------------------------------------------------------------------------------------------
+
+
+class Switches(BernoulliMixin, Model):
+    def __init__(self, space: gymnasium.Space | None = None, probabilities: bool = False, **kwargs: Any) -> None:
+        Model.__init__(self, 3, spaces.MultiBinary(4) if space is None else space)
+        BernoulliMixin.__init__(self, unnormalized_log_prob=not probabilities, **kwargs)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid() if probabilities else nn.Identity())
+
+    def compute(self, inputs: Any, role: str = "") -> tuple[Any, ...]:
+        return self.net(inputs["states"]), {}
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_bernoulli_against_torch(states: Tensor, probabilities: bool) -> None:
+    policy = Switches(probabilities=probabilities)
+    actions, log_prob, outputs = policy.act({"states": states})
+    output = mean_of(policy, states)
+    reference = Independent(Bernoulli(probs=output) if probabilities else Bernoulli(logits=output), 1)
+    assert actions.shape == (7, 4)
+    assert actions.dtype == torch.int64
+    assert log_prob is not None
+    torch.testing.assert_close(log_prob.squeeze(-1), reference.log_prob(actions.float()))
+    torch.testing.assert_close(policy.get_entropy().squeeze(-1), reference.entropy())
+    assert torch.equal(outputs["mean_actions"], (output > (0.5 if probabilities else 0.0)).long())
+    assert outputs["mean_actions"].dtype == torch.int64
+    assert policy.distribution().std is None
+
+
+def test_bernoulli_by_hand() -> None:
+    # p = 3/4: log 3/4, log 1/4; entropy 3/4 log 4/3 + 1/4 log 4
+    distribution = Switches(reduction="none").make_distribution([torch.tensor([[math.log(3.0), math.log(3.0)]])])
+    log_prob = distribution.log_prob(torch.tensor([[1, 0]]))
+    torch.testing.assert_close(log_prob, torch.tensor([[math.log(0.75), math.log(0.25)]]))
+    entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    torch.testing.assert_close(distribution.entropy(), torch.full((1, 2), entropy))
+
+
+def test_bernoulli_frequencies() -> None:
+    p = torch.tensor([0.0, 0.1, 0.7, 1.0])
+    draws = Switches(probabilities=True).make_distribution([p.expand(50_000, 4)]).sample()
+    assert set(draws.flatten().tolist()) == {0, 1}
+    torch.testing.assert_close(draws.float().mean(0), p, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_bernoulli_at_the_extremes_is_finite(probabilities: bool) -> None:
+    extremes = torch.tensor([[0.0, 1.0] if probabilities else [-200.0, 200.0]], requires_grad=True)
+    distribution = Switches(probabilities=probabilities, reduction="none").make_distribution([extremes])
+    terms = distribution.log_prob(torch.tensor([[0, 1]])), distribution.entropy()
+    for term in terms:
+        torch.testing.assert_close(term, torch.zeros(1, 2), atol=1e-5, rtol=0)
+    unlikely = distribution.log_prob(torch.tensor([[1, 0]]))
+    assert bool(torch.isfinite(unlikely).all())
+    (unlikely.sum() + sum(term.sum() for term in terms)).backward()
+    assert extremes.grad is not None
+    assert bool(torch.isfinite(extremes.grad).all())
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "prod", "none"])
+def test_bernoulli_reductions(states: Tensor, reduction: str) -> None:
+    policy = Switches(reduction=reduction)
+    taken = torch.randint(2, (7, 4))
+    _, log_prob, _ = policy.act({"states": states, "taken_actions": taken})
+    each = Bernoulli(logits=mean_of(policy, states))
+    combine = {
+        "sum": lambda x: x.sum(-1, keepdim=True),
+        "mean": lambda x: x.mean(-1, keepdim=True),
+        "prod": lambda x: x.prod(-1, keepdim=True),
+        "none": lambda x: x,
+    }[reduction]
+    torch.testing.assert_close(log_prob, combine(each.log_prob(taken.float())))
+    torch.testing.assert_close(policy.get_entropy(), combine(each.entropy()))
+
+
+def test_bernoulli_refuses_bad_settings(states: Tensor) -> None:
+    with pytest.raises(TypeError, match="MultiBinary"):
+        Switches(spaces.MultiDiscrete([2, 2]))
+    with pytest.raises(ValueError, match="reduction"):
+        Switches(reduction="max")
+    with pytest.raises(ValueError, match="Switches: a MultiBinary action has no action masks"):
+        Switches().act({"states": states, "action_masks": torch.ones(7, 4, dtype=torch.bool)})
+    assert Switches().settings() != Switches(reduction="mean").settings()
+    assert Switches().settings() != Switches(probabilities=True).settings()
+
+
+# ---- standard deviations from outside -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Gaussian, Squashed])
+@pytest.mark.parametrize("std", [9.0, torch.tensor(0.4), torch.tensor([0.4, 9.0]), torch.rand(7, 2) + 0.1])
+def test_a_given_std_replaces_the_policys_own(states: Tensor, kind: type[Gaussian], std: float | Tensor) -> None:
+    policy = kind(max_log_std=0.5)  # what is given is not clipped
+    mean = mean_of(policy, states)
+    log_std = torch.as_tensor(std).log()
+    reference = kind(clip_log_std=False).make_distribution([mean, log_std])
+    for tensors in ([mean, policy.log_std_parameter], [mean]):
+        mine = policy.make_distribution(tensors, std=std)
+        assert mine.std is not None
+        torch.testing.assert_close(mine.std, torch.as_tensor(std).expand(7, 2))
+        latent = mine.sample()
+        torch.testing.assert_close(mine.log_prob(latent), reference.log_prob(latent))
+        torch.testing.assert_close(mine.entropy(), reference.entropy())
+
+
+def test_a_std_of_zero_is_refused(states: Tensor) -> None:
+    for std in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="std: expected a positive number"):
+            Gaussian().make_distribution([torch.zeros(7, 2), torch.zeros(2)], std=std)
+
+
 # ---- deterministic, and what all have in common ---------------------------------------------------------------------
 
 
@@ -379,7 +632,7 @@ def test_a_gaussian_without_log_std_is_told_so(states: Tensor, kind: type[Gaussi
 
 
 def test_gradients_reach_every_parameter(states: Tensor) -> None:
-    for policy in (Gaussian(), Squashed(), Choice(), Choices(), Multivariate()):
+    for policy in (Gaussian(), Squashed(), Choice(), Choices(), Multivariate(), Switches()):
         policy.act({"states": states})
         taken = policy.distribution().sample().detach()
         _, log_prob, _ = policy.act({"states": states, "taken_actions": taken})

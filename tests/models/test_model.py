@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -79,6 +78,40 @@ def test_random_actions_of_a_box_fill_its_bounds() -> None:
     torch.testing.assert_close(actions.mean(0), torch.tensor([1.0, 2.25]), atol=5e-2, rtol=0)
     torch.testing.assert_close(actions.amin(0), torch.tensor([-1.0, 2.0]), atol=1e-2, rtol=0)
     torch.testing.assert_close(actions.amax(0), torch.tensor([3.0, 2.5]), atol=1e-2, rtol=0)
+
+
+def test_random_actions_of_a_multi_binary_space() -> None:
+    actions, _, _ = Model(3, spaces.MultiBinary((2, 2))).random_act({"states": torch.zeros(20_000, 3)})
+    assert actions.dtype == torch.int64
+    assert set(actions.flatten().tolist()) == {0, 1}
+    torch.testing.assert_close(actions.float().mean(0), torch.full((4,), 0.5), atol=2e-2, rtol=0)
+
+
+def test_random_actions_are_uniform_over_the_allowed() -> None:
+    masks = torch.tensor([[True, False, True, True], [False, True, False, False]]).repeat(20_000, 1)
+    inputs = {"states": torch.zeros(40_000, 3), "action_masks": masks}
+    actions, _, _ = Model(3, spaces.Discrete(4)).random_act(inputs)
+    assert actions.dtype == torch.int64
+    assert set(actions[1::2].flatten().tolist()) == {1}
+    frequencies = torch.bincount(actions[::2].flatten(), minlength=4) / 20_000
+    torch.testing.assert_close(frequencies, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]), atol=2e-2, rtol=0)
+
+
+def test_masked_random_actions_of_a_multi_discrete_space() -> None:
+    masks = torch.tensor([False, True, True, False, True]).expand(20_000, 2, 5)
+    inputs = {"states": torch.zeros(20_000, 2, 3), "action_masks": masks}
+    actions, _, _ = Model(3, spaces.MultiDiscrete([2, 3])).random_act(inputs)
+    assert actions.shape == (20_000, 2, 2)
+    assert set(actions[..., 0].flatten().tolist()) == {1}
+    frequencies = torch.bincount(actions[..., 1].flatten(), minlength=3) / 40_000
+    torch.testing.assert_close(frequencies, torch.tensor([0.5, 0.0, 0.5]), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("space", [spaces.MultiBinary(4), spaces.Box(-1, 1, (4,)), spaces.Discrete(3)])
+def test_random_actions_refuse_masks_that_fit_no_space(space: Any) -> None:
+    inputs = {"states": torch.zeros(2, 3), "action_masks": torch.ones(2, 4, dtype=torch.bool)}
+    with pytest.raises(ValueError, match="action_masks: expected"):
+        Model(3, space).random_act(inputs)
 
 
 def test_random_actions_keep_leading_dimensions() -> None:
@@ -205,9 +238,8 @@ def test_loading_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_unsupported_spaces_are_named() -> None:
-    space: gymnasium.Space = spaces.Dict({"a": spaces.Discrete(2)})
-    with pytest.raises(TypeError, match="Dict"):
-        Model(space, 2)
+    with pytest.raises(TypeError, match="Text"):
+        Model(spaces.Text(5), 2)
 
 
 def test_device_defaults_to_the_cpu() -> None:
