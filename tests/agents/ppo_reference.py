@@ -232,22 +232,28 @@ class ReferencePPO(ReferenceTeam):
         return [kl for _, divergences in parts for kl in divergences]
 
     def _learn_states(self, owner: ParameterSet, batches: Mapping[str, Batch], steps: Sequence[Step]) -> None:
-        """Normalisers of observations learn from rows in which an agent acted; those of the whole team's state from all."""
-        shared: dict[Any, list[Tensor]] = {}
+        """Normalisers of observations learn from rows in which an agent acted, once from what several of them see."""
+        seen_by_all: dict[Any, dict[Row, Tensor]] = {}
+        seen_by_each: dict[Any, list[Tensor]] = {}
         for uid in owner.names:
-            active = [[step.masks.status(uid, e) == ACTIVE for e in range(len(step.shared_states))] for step in steps]
-            own = torch.cat([step.states[uid][here] for step, here in zip(steps, active, strict=True)])
-            owner.state_normalisers[self.kinds[uid]].learn(own)
-            seen = batches[uid].critic_states
-            if self.cfg.get("critic_input") == "agent":
-                shared.setdefault(self.kinds[uid], []).append(
-                    torch.cat([x[here] for x, here in zip(seen, active, strict=True)])
-                )
-            else:
-                shared[self.kinds[uid]] = [torch.cat(seen)]
+            rows = [
+                (t, e)
+                for t, step in enumerate(steps)
+                for e in range(len(step.shared_states))
+                if step.masks.status(uid, e) == ACTIVE
+            ]
+            own = [steps[t].states[uid][e].double() for t, e in rows]
+            if own:
+                owner.state_normalisers[self.kinds[uid]].learn(torch.stack(own))
+            seen = [batches[uid].critic_states[t][e] for t, e in rows]
+            seen_by_all.setdefault(self.kinds[uid], {}).update(zip(rows, seen, strict=True))
+            seen_by_each.setdefault(self.kinds[uid], []).extend(seen)
         if self.centralised:
-            for kind, parts in shared.items():
-                owner.shared_normalisers[kind].learn(torch.cat(parts))
+            for kind, scaler in owner.shared_normalisers.items():
+                each = self.cfg.get("critic_input") == "agent"
+                parts = seen_by_each[kind] if each else list(seen_by_all[kind].values())
+                if parts:
+                    scaler.learn(torch.stack(parts))
 
     # ---- how far rounding may carry ------------------------------------------------------------------------------------
 
