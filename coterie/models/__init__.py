@@ -12,20 +12,23 @@ from coterie.models.mixins import (
     TanhGaussianMixin,
 )
 from coterie.models.networks import (
+    BernoulliPolicy,
     CategoricalPolicy,
     GaussianPolicy,
     MultiCategoricalPolicy,
     TanhGaussianPolicy,
     Value,
-    mlp,
 )
+from coterie.models.perceptrons import mlp
 from coterie.models.recurrent import GRU, LSTM
 from coterie.models.scripted import ScriptedPolicy
+from coterie.models.team_critics import TeamValue
 
 __all__ = [
     "GRU",
     "LSTM",
     "BernoulliMixin",
+    "BernoulliPolicy",
     "CategoricalMixin",
     "CategoricalPolicy",
     "DeterministicMixin",
@@ -38,6 +41,7 @@ __all__ = [
     "ScriptedPolicy",
     "TanhGaussianMixin",
     "TanhGaussianPolicy",
+    "TeamValue",
     "Value",
     "build_models",
     "mlp",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from coterie.functional import categorical_sample
 from coterie.models.distributions import mask_logits
-from coterie.spaces import flat_size
+from coterie.spaces import flat_size, unflatten
 
 __all__ = ["Model"]
 
@@ -43,6 +43,10 @@ class Model(nn.Module):
 
     #: True where ``compute`` reads ``inputs["agent_id"]``, a one-hot ``[B, agents of the team]``
     uses_agent_id: bool = False
+    #: True where ``compute`` returns a value for every agent of the team, ``[B, agents of the team]``, from all agents'
+    #: observations together, one row for each environment; ``inputs["active"]``, bool ``[B, agents of the team]`` or None, says
+    #: who takes part
+    values_per_agent: bool = False
 
     def __init__(
         self,
@@ -101,6 +105,18 @@ class Model(nn.Module):
             f"cannot draw uniformly from {space}: expected Discrete, MultiDiscrete, MultiBinary or a bounded Box"
         )
 
+    def unflatten(self, states: Tensor) -> Any:
+        """Give flat observations ``[..., F]`` the structure of the observation space: see :func:`coterie.spaces.unflatten`.
+
+        :raises TypeError: the model was built for a size, not for a space
+        """
+        if not isinstance(self.observation_space, gymnasium.Space):
+            raise TypeError(
+                f"{type(self).__name__} was built for observations of size {self.num_observations}: pass a space to it for "
+                "them to have a structure"
+            )
+        return unflatten(self.observation_space, states)
+
     def set_mode(self, mode: str) -> None:
         """Switch the module to ``"train"`` or ``"eval"``."""
         if mode not in ("train", "eval"):
@@ -110,11 +126,15 @@ class Model(nn.Module):
     def init_state_dict(self, role: str = "") -> None:
         """Create the parameters of lazy modules by one pass over a zero input."""
         if any(nn.parameter.is_lazy(p) for p in self.parameters()):
-            zeros = torch.zeros(1, self.num_observations, device=self.device)
+            inputs: dict[str, Any] = {
+                "states": torch.zeros(1, self.num_observations, device=self.device),
+                "taken_actions": torch.zeros(1, self.num_actions, device=self.device),
+            }
+            if rnn := self.get_specification().get("rnn"):
+                states = [torch.zeros(size[0], 1, size[-1], device=self.device) for size in rnn["sizes"]]
+                inputs |= {"rnn": states, "length": 1, "starts": None, "active": None}
             with torch.no_grad():
-                self.compute(
-                    {"states": zeros, "taken_actions": torch.zeros(1, self.num_actions, device=self.device)}, role
-                )
+                self.compute(inputs, role)
 
     def init_parameters(self, method_name: str = "normal_", *args: Any, **kwargs: Any) -> None:
         """Initialise every parameter with ``torch.nn.init.<method_name>``."""

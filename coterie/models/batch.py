@@ -61,10 +61,12 @@ class ModelBatch:
         self.unique: list[Model] = list(dict.fromkeys(models))
         self.uses_agent_id = any(model.uses_agent_id for model in self.unique)
         self._agent_ids = agent_ids
+        self._positions = agent_ids.argmax(dim=-1)  # in the team
         self._share = len(self.models) // len(self.unique)  # agents per model
         self._plan: Plan | None = None
         self._leaves: dict[str, Tensor] = {}
         self._recurrence = _common_recurrence(self.unique)
+        self._of_team = self._are_of_team()
         self.mode = self._choose(storage)
 
     @property
@@ -102,6 +104,8 @@ class ModelBatch:
         if len(self.unique) == 1:
             trace(self.unique[0], self.role)  # for its check that compute keeps nothing on self
             return "single"
+        if self._of_team:
+            return "loop"
         regular = self.models == [model for model in self.unique for _ in range(self._share)]
         if not regular or not same_architecture(self.unique):
             return "loop"
@@ -119,11 +123,11 @@ class ModelBatch:
             return False
 
         def attributes(model: Model) -> list[tuple[str, str, str]]:
-            """Attributes and hooks of every submodule, as text."""
+            """Attributes, hooks and class of every submodule, as text."""
             return [
                 (path, name, str(value.tolist()) if isinstance(value, Tensor) else repr(value))
                 for path, module in model.named_modules()
-                for name, value in vars(module).items()
+                for name, value in (*vars(module).items(), ("__class__", type(module)))
                 if name not in _NOT_COMPARED
             ]
 
@@ -158,10 +162,12 @@ class ModelBatch:
             return False
         return True
 
-    def __call__(self, states: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, states: Tensor, active: Tensor | None = None) -> tuple[Tensor, ...]:
         """Compute the role's outputs.
 
         :param states: ``[B, A, F]``, or ``[B, 1, F]`` where all agents see the same
+        :param active: bool ``[B, agents of the team]``, who takes part, for models with ``values_per_agent``; without effect
+            on others
 
         :return: the tensors that ``compute`` returns, each ``[B, A, n]``; 1 in place of B or A where entries along that
             dimension are equal (a parameter, or a single model that gives all agents the same value)
@@ -170,6 +176,8 @@ class ModelBatch:
         """
         if self._recurrence is not None:
             raise TypeError(f"{type(self.unique[0]).__name__} is recurrent: call unroll, which takes its states")
+        if self._of_team:
+            return (self._team_values(states, active),)
         if self.mode == "single":
             return self._single(states)
         agents = len(self.models)
@@ -181,6 +189,37 @@ class ModelBatch:
             inputs["agent_id"] = self._to_models(self._agent_ids.expand(batch, -1, -1))
         outputs = self._plan(inputs) if self._plan is not None else self._run_vmap(inputs)
         return tuple(self._from_models(output, batch) for output in outputs)
+
+    def _are_of_team(self) -> bool:
+        of_team = [model.values_per_agent for model in self.unique]
+        if any(of_team) and (not all(of_team) or self._recurrence is not None):
+            names = sorted({type(model).__name__ for model in self.unique})
+            raise ValueError(
+                f"{names}: critics with a value for each agent of a team cannot be batched with others, nor be recurrent; "
+                "give all agents of equal spaces such a critic"
+            )
+        return any(of_team)
+
+    def _team_values(self, states: Tensor, active: Tensor | None) -> Tensor:
+        """The columns ``[B, A, 1]`` of these agents in what critics of the whole team return."""
+        batch, rows, team = states.shape[0], states.shape[1], self._agent_ids.shape[1]
+        if rows != 1:
+            raise ValueError(
+                f"a critic of the whole team sees one row per environment, [B, 1, F]: got {list(states.shape)}"
+            )
+        by_model: dict[Model, Tensor] = {}
+        for model in self.unique:
+            values = computed_tensors(model.compute({"states": states[:, 0], "active": active}, self.role), model)[0]
+            if values.shape != (batch, team):
+                raise ValueError(
+                    f"{type(model).__name__}.compute returned a tensor of shape {list(values.shape)}: expected a value "
+                    f"for each agent of the team, [{batch}, {team}]"
+                )
+            by_model[model] = values
+        if len(self.unique) == 1:
+            return by_model[self.unique[0]][:, self._positions].unsqueeze(-1)
+        columns = zip(self.models, self._positions.tolist(), strict=True)
+        return torch.stack([by_model[model][:, column] for model, column in columns], dim=1).unsqueeze(-1)
 
     def unroll(
         self, states: Tensor, state: Tensor, starts: Tensor | None, active: Tensor | None, length: int

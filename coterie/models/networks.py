@@ -1,10 +1,8 @@
-"""Ready-made policies and critics: multilayer perceptrons with the initialisation that policy gradients like."""
+"""Ready-made policies and critics: an encoder by the observation's space, a perceptron, and memory where asked for."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -12,72 +10,47 @@ import torch
 from torch import Tensor, nn
 
 from coterie.models.base import Model
-from coterie.models.layers import Tanh
+from coterie.models.encoders import CNN, make_encoder
 from coterie.models.mixins import (
+    BernoulliMixin,
     CategoricalMixin,
     DeterministicMixin,
     GaussianMixin,
     MultiCategoricalMixin,
     TanhGaussianMixin,
 )
+from coterie.models.perceptrons import POLICY_GAIN, VALUE_GAIN, layers, mlp, orthogonal
+from coterie.models.recurrent import GRU, LSTM, RecurrentLayer
 
 __all__ = [
-    "ACTIVATIONS",
+    "RNNS",
+    "BernoulliPolicy",
     "CategoricalPolicy",
     "GaussianPolicy",
     "MultiCategoricalPolicy",
+    "Network",
     "TanhGaussianPolicy",
     "Value",
-    "mlp",
 ]
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": lambda: Tanh(inplace=True),  # it follows a linear layer, which does not need its output
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "leaky_relu": nn.LeakyReLU,
-}
-
-HIDDEN_GAIN = math.sqrt(2.0)
-POLICY_GAIN = 0.01  # near-uniform first policies (Andrychowicz et al. 2021, arXiv 2006.05990, section 3.2)
-VALUE_GAIN = 1.0
+RNNS: dict[str, type[RecurrentLayer]] = {"gru": GRU, "lstm": LSTM}
 
 
-def mlp(
-    inputs: int, outputs: int, hidden: Sequence[int] = (64, 64), activation: str = "tanh", head_gain: float = 1.0
-) -> nn.Sequential:
-    """Multilayer perceptron with orthogonal weights (gain sqrt 2, ``head_gain`` for the last layer) and zero biases.
+class Network(Model):
+    """The network of every policy and critic here: encoder, hidden layers, recurrent layers, linear head.
 
-    :raises ValueError: an unknown activation, or a layer without units
-    """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {sorted(ACTIVATIONS)}, got {activation!r}")
-    if any(width < 1 for width in (inputs, outputs, *hidden)):
-        raise ValueError(
-            f"expected layers of at least one unit, got inputs {inputs}, hidden {hidden}, outputs {outputs}"
-        )
-    layers: list[nn.Module] = []
-    widths = [inputs, *hidden]
-    for before, after in itertools.pairwise(widths):
-        layers += [_orthogonal(nn.Linear(before, after), HIDDEN_GAIN), ACTIVATIONS[activation]()]
-    layers.append(_orthogonal(nn.Linear(widths[-1], outputs), head_gain))
-    return nn.Sequential(*layers)
-
-
-def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class _Perceptron(Model):
-    """A perceptron on the model's input, with the agent's one-hot appended where asked for.
+    Recurrent layers stand between hidden layers and head, as in MAPPO (Yu et al. 2022, arXiv 2103.01955).
 
     :param hidden: widths of the hidden layers
-    :param activation: a key of :data:`ACTIVATIONS`
-    :param agent_ids: number of agents of the team, to append a one-hot agent id to the input; 0 to leave it out
+    :param activation: a key of :data:`coterie.models.perceptrons.ACTIVATIONS`
+    :param agent_ids: number of agents of the team, to append a one-hot agent id to the features; 0 to leave it out
+    :param rnn: ``"gru"`` or ``"lstm"`` for a memory, None for none
+    :param rnn_size: width of the recurrent layers
+    :param rnn_layers: number of recurrent layers
+    :param sequence_length: number of steps that the recurrent layers' gradients flow through
+    :param cnn: output channels of the convolutions that images go through; empty to flatten images
+
+    :raises ValueError: an unknown activation or recurrent layer, or a layer without units
     """
 
     def __init__(
@@ -86,47 +59,73 @@ class _Perceptron(Model):
         action_space: gymnasium.Space | int | tuple[int, ...] | None,
         device: str | torch.device | None,
         outputs: int,
-        hidden: Sequence[int],
-        activation: str,
         head_gain: float,
-        agent_ids: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        agent_ids: int = 0,
+        rnn: str | None = None,
+        rnn_size: int = 64,
+        rnn_layers: int = 1,
+        sequence_length: int = 10,
+        cnn: Sequence[int] = CNN,
     ) -> None:
         Model.__init__(self, observation_space, action_space, device)
         self.uses_agent_id = agent_ids > 0
-        self.net = mlp(self.num_observations + agent_ids, outputs, hidden, activation, head_gain).to(self.device)
+        self.sequence_length = sequence_length
+        self.encoder = make_encoder(observation_space, cnn, activation)
+        inputs = agent_ids + (self.num_observations if self.encoder is None else self.encoder.size)
+        self.rnn: RecurrentLayer | None = None
+        if rnn is None:
+            self.net = mlp(inputs, outputs, hidden, activation, head_gain)
+        else:
+            if rnn not in RNNS:
+                raise ValueError(f"rnn: expected one of {sorted(RNNS)} or None, got {rnn!r}")
+            if sequence_length < 1:
+                raise ValueError(f"sequence_length: expected at least 1 step, got {sequence_length}")
+            self.net = layers(inputs, hidden, activation)
+            self.rnn = RNNS[rnn]([inputs, *hidden][-1], rnn_size, rnn_layers)
+            self.head = orthogonal(nn.Linear(rnn_size, outputs), head_gain)
+        self.to(self.device)
 
-    def _network(self, inputs: Mapping[str, Any]) -> Tensor:
-        if not self.uses_agent_id:
-            return self.net(inputs["states"])
-        if inputs.get("agent_id") is None:
-            raise KeyError(
-                f"{type(self).__name__} was built with agent ids: pass inputs['agent_id'], a one-hot [B, agents]"
-            )
-        return self.net(torch.cat([inputs["states"], inputs["agent_id"]], dim=-1))
+    def get_specification(self) -> dict[str, Any]:
+        if self.rnn is None:
+            return {}
+        length = self.sequence_length
+        return {"rnn": {"sizes": self.rnn.sizes, "sequence_length": length, "whole_sequences": True}}
+
+    def _run(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Output ``[B, outputs]``, and what ``compute`` returns last."""
+        x = inputs["states"] if self.encoder is None else self.encoder(inputs["states"])
+        if self.uses_agent_id:
+            if inputs.get("agent_id") is None:
+                raise KeyError(
+                    f"{type(self).__name__} was built with agent ids: pass inputs['agent_id'], a one-hot [B, agents]"
+                )
+            x = torch.cat([x, inputs["agent_id"]], dim=-1)
+        if self.rnn is None:
+            return self.net(x), {}
+        features, states = self.rnn(self.net(x), inputs)
+        return self.head(features), {"rnn": states}
 
 
-class _LogitsPolicy(_Perceptron):
+class _LogitsPolicy(Network):
     def __init__(
         self,
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         device: str | torch.device | None = None,
-        *,
-        hidden: Sequence[int] = (64, 64),
-        activation: str = "tanh",
-        agent_ids: int = 0,
+        **network: Any,
     ) -> None:
         outputs = Model(None, action_space).num_actions
-        _Perceptron.__init__(
-            self, observation_space, action_space, device, outputs, hidden, activation, POLICY_GAIN, agent_ids
-        )
+        Network.__init__(self, observation_space, action_space, device, outputs, POLICY_GAIN, **network)
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
-        return self._network(inputs), {}
+        return self._run(inputs)
 
 
 class CategoricalPolicy(CategoricalMixin, _LogitsPolicy):
-    """Perceptron policy for a Discrete action space."""
+    """Policy for a Discrete action space; keyword arguments are those of :class:`Network`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _LogitsPolicy.__init__(self, *args, **kwargs)
@@ -134,49 +133,61 @@ class CategoricalPolicy(CategoricalMixin, _LogitsPolicy):
 
 
 class MultiCategoricalPolicy(MultiCategoricalMixin, _LogitsPolicy):
-    """Perceptron policy for a MultiDiscrete action space."""
+    """Policy for a MultiDiscrete action space; keyword arguments are those of :class:`Network`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _LogitsPolicy.__init__(self, *args, **kwargs)
         MultiCategoricalMixin.__init__(self)
 
 
-class _MeanPolicy(_Perceptron):
+class BernoulliPolicy(BernoulliMixin, _LogitsPolicy):
+    """Policy for a MultiBinary action space; keyword arguments are those of :class:`Network`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _LogitsPolicy.__init__(self, *args, **kwargs)
+        BernoulliMixin.__init__(self)
+
+
+class _MeanPolicy(Network):
+    """A Gaussian's network.
+
+    :param initial_log_std: initial logarithm of the standard deviation
+    :param state_dependent_std: let the network compute the log-std in place of one learned vector
+    """
+
     def __init__(
         self,
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         device: str | torch.device | None = None,
         *,
-        hidden: Sequence[int] = (64, 64),
-        activation: str = "tanh",
-        agent_ids: int = 0,
         initial_log_std: float = 0.0,
         state_dependent_std: bool = False,
+        **network: Any,
     ) -> None:
         width = Model(None, action_space).num_actions
         outputs = 2 * width if state_dependent_std else width
-        _Perceptron.__init__(
-            self, observation_space, action_space, device, outputs, hidden, activation, POLICY_GAIN, agent_ids
-        )
+        Network.__init__(self, observation_space, action_space, device, outputs, POLICY_GAIN, **network)
         self.state_dependent_std = state_dependent_std
         if state_dependent_std:
-            head = self.net[-1]
-            assert isinstance(head, nn.Linear)
+            (head,) = self.output_layers()
             nn.init.constant_(head.bias[width:], initial_log_std)
         else:
             self.log_std_parameter = nn.Parameter(torch.full((width,), float(initial_log_std), device=self.device))
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
-        output = self._network(inputs)
+        output, last = self._run(inputs)
         if self.state_dependent_std:
             mean, log_std = output.chunk(2, dim=-1)
-            return mean, log_std, {}
-        return output, self.log_std_parameter, {}
+            return mean, log_std, last
+        return output, self.log_std_parameter, last
 
 
 class GaussianPolicy(GaussianMixin, _MeanPolicy):
-    """Perceptron policy for a Box: normals around the network's output, clipped to finite bounds for the environment."""
+    """Policy for a Box: normals around the network's output, clipped to finite bounds for the environment.
+
+    Keyword arguments are those of :class:`Network` and :class:`_MeanPolicy`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _MeanPolicy.__init__(self, *args, **kwargs)
@@ -184,30 +195,25 @@ class GaussianPolicy(GaussianMixin, _MeanPolicy):
 
 
 class TanhGaussianPolicy(TanhGaussianMixin, _MeanPolicy):
-    """Perceptron policy for a bounded Box: normals squashed into its bounds."""
+    """Policy for a bounded Box: normals squashed into its bounds; keyword arguments as of :class:`GaussianPolicy`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _MeanPolicy.__init__(self, *args, **kwargs)
         TanhGaussianMixin.__init__(self)
 
 
-class Value(DeterministicMixin, _Perceptron):
-    """Perceptron critic: one value ``[B, 1]``."""
+class Value(DeterministicMixin, Network):
+    """Critic: one value ``[B, 1]``; keyword arguments are those of :class:`Network`."""
 
     def __init__(
         self,
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         device: str | torch.device | None = None,
-        *,
-        hidden: Sequence[int] = (64, 64),
-        activation: str = "tanh",
-        agent_ids: int = 0,
+        **network: Any,
     ) -> None:
-        _Perceptron.__init__(
-            self, observation_space, action_space, device, 1, hidden, activation, VALUE_GAIN, agent_ids
-        )
+        Network.__init__(self, observation_space, action_space, device, 1, VALUE_GAIN, **network)
         DeterministicMixin.__init__(self)
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
-        return self._network(inputs), {}
+        return self._run(inputs)

@@ -12,15 +12,18 @@ from gymnasium import spaces
 from torch import nn
 
 from coterie.models import (
+    BernoulliPolicy,
     CategoricalPolicy,
     GaussianPolicy,
     Model,
     MultiCategoricalPolicy,
     TanhGaussianPolicy,
+    TeamValue,
     Value,
     build_models,
     mlp,
 )
+from coterie.models.sequences import Recurrence, recurrence_of
 
 BOX = spaces.Box(-1.0, 1.0, (2,))
 FREE = spaces.Box(-np.inf, np.inf, (2,))
@@ -60,6 +63,7 @@ def distinct(models: dict[str, dict[str, Model]], role: str) -> int:
     [
         (spaces.Discrete(3), {}, CategoricalPolicy, 3),
         (spaces.MultiDiscrete([2, 3]), {}, MultiCategoricalPolicy, 5),
+        (spaces.MultiBinary(2), {}, BernoulliPolicy, 2),
         (BOX, {}, TanhGaussianPolicy, 2),
         (BOX, {"squash": False}, GaussianPolicy, 2),
         (FREE, {}, GaussianPolicy, 2),
@@ -215,8 +219,84 @@ def test_bad_arguments_are_refused() -> None:
         build_models(team(), activation="swish")
     with pytest.raises(ValueError, match="at least one unit"):
         build_models(team(), hidden=(8, 0))
-    with pytest.raises(TypeError, match="MultiBinary"):
-        build_models(team(actions=[spaces.MultiBinary(3)] * 3))
+    with pytest.raises(TypeError, match=r"no ready-made policy for the action space Dict.*MultiBinary or Box"):
+        build_models(team(actions=[spaces.Dict({"a": BOX})] * 3))
+
+
+# ---- memory, structure, and critics of other kinds -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("algorithm", ["mappo", "ippo"])
+def test_policies_and_critics_with_a_memory(algorithm: str, shared: bool) -> None:
+    models = build_models(
+        team(), algorithm, shared, hidden=(8,), rnn="lstm", rnn_size=5, rnn_layers=2, sequence_length=7
+    )
+    for model in models["agent_1"].values():
+        assert recurrence_of(model) == Recurrence(((2, 5), (2, 5)), 7, True)
+    assert recurrence_of(build_models(team(), algorithm, shared)["agent_0"]["policy"]) is None
+
+
+def test_images_go_through_convolutions() -> None:
+    env = team()
+    env.observation_spaces = dict.fromkeys(env.possible_agents, spaces.Box(0, 255, (4, 4, 3), np.uint8))
+    env.shared_observation_spaces = dict.fromkeys(env.possible_agents, spaces.Box(0, 255, (6, 6), np.uint8))
+    models = build_models(env, cnn=(4,))["agent_0"]
+    for model in models.values():
+        assert [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] == [4]
+    assert models["value"].act({"states": torch.rand(2, 36)})[0].shape == (2, 1)
+    assert not [m for m in build_models(env, cnn=())["agent_0"]["policy"].modules() if isinstance(m, nn.Conv2d)]
+
+
+@pytest.mark.parametrize("critic", ["pooled", "attention"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_critic_of_the_team_is_one_for_everybody(critic: str, shared: bool) -> None:
+    env = team([4, 6, 4], [spaces.Discrete(3), BOX, spaces.Discrete(3)])
+    models = build_models(env, shared=shared, critic=critic, value_hidden=(12,), rnn="gru")
+    assert distinct(models, "value") == 1
+    assert distinct(models, "policy") == (2 if shared else 3)
+    value = models["agent_0"]["value"]
+    assert type(value) is TeamValue
+    assert value.pooling == ("mean" if critic == "pooled" else "attention")
+    assert value.num_observations == 4 + 6 + 4
+    assert value.act({"states": torch.randn(5, 14)})[0].shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("critic_input", "sizes", "shared_critics", "distinct_critics", "ids"),
+    [
+        # observations of 4, 6 and 4, a state of 10
+        (None, (10, 10, 10), 1, 3, False),
+        ("state", (10, 10, 10), 1, 3, False),
+        ("observations", (14, 14, 14), 1, 3, False),
+        ("both", (24, 24, 24), 1, 3, False),
+        ("agent", (14, 16, 14), 2, 3, True),
+    ],
+)
+def test_what_critics_see(
+    critic_input: str | None, sizes: tuple[int, ...], shared_critics: int, distinct_critics: int, ids: bool
+) -> None:
+    env = team([4, 6, 4])
+    models = build_models(env, critic_input=critic_input)
+    assert tuple(roles["value"].num_observations for roles in models.values()) == sizes
+    assert distinct(models, "value") == shared_critics
+    assert models["agent_0"]["value"].uses_agent_id == ids
+    assert not models["agent_1"]["value"].uses_agent_id
+    assert distinct(build_models(env, critic_input=critic_input, shared=False), "value") == distinct_critics
+
+
+def test_critics_and_inputs_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"critic: expected one of \['mlp', 'pooled', 'attention'\], got 'deep'"):
+        build_models(team(), critic="deep")
+    with pytest.raises(ValueError, match=r"critic_input: expected one of \['state', .*got 'all'"):
+        build_models(team(), critic_input="all")
+    with pytest.raises(ValueError, match="'pooled' sees 'observations', not 'state': leave critic_input out"):
+        build_models(team(), critic="pooled", critic_input="state")
+    for options in ({"critic": "attention"}, {"critic_input": "agent"}):
+        with pytest.raises(ValueError, match=r"critics of 'ippo' see their agent's observation alone.*\['mappo'\]"):
+            build_models(team(), "ippo", **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rnn: expected one of"):
+        build_models(team(), rnn="elman")
 
 
 def test_a_perceptron_without_hidden_layers_is_linear() -> None:
