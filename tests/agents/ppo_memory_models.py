@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from coterie.models.base import Model
-from coterie.models.mixins import CategoricalMixin, DeterministicMixin, GaussianMixin
+from coterie.models.mixins import CategoricalMixin, DeterministicMixin, GaussianMixin, MultiCategoricalMixin
 from coterie.models.recurrent import GRU, LSTM
 from tests.agents.ppo_teams import STATE, Models, Team, box, built
 
@@ -89,6 +89,15 @@ class RememberingChoice(CategoricalMixin, Remembering):
         return self.remember(inputs)
 
 
+class RememberingChoices(MultiCategoricalMixin, Remembering):
+    def __init__(self, seen: Any, actions: Any, memory: Sequence[Any], ids: int = 0) -> None:
+        Remembering.__init__(self, seen, actions, memory, Model(None, actions).num_actions, ids)
+        MultiCategoricalMixin.__init__(self)
+
+    def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
+        return self.remember(inputs)
+
+
 class RememberingGaussian(GaussianMixin, Remembering):
     def __init__(self, seen: Any, actions: Any, memory: Sequence[Any], ids: int = 0) -> None:
         Remembering.__init__(self, seen, actions, memory, Model(None, actions).num_actions, ids)
@@ -107,6 +116,11 @@ class RememberingValue(DeterministicMixin, Remembering):
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
         return self.remember(inputs)
+
+
+POLICIES: dict[type, type[Model]] = {
+    spaces.Box: RememberingGaussian, spaces.Discrete: RememberingChoice, spaces.MultiDiscrete: RememberingChoices,
+}  # fmt: skip
 
 
 def critic_width(team: Team, uid: str, kind: str) -> int:
@@ -168,7 +182,7 @@ def remembering(
             seen = box(critic_width(team, uid, kind))
             roles = dict(plain[uid])
             if policy is not None:
-                maker = RememberingGaussian if isinstance(actions, spaces.Box) else RememberingChoice
+                maker = POLICIES[type(actions)]
                 key = ("policy", team.kinds[uid] if share else uid)
                 if key not in kept:
                     kept[key] = maker(observations, actions, (policy, layers, length), number)

@@ -218,6 +218,9 @@ class ReferencePPO(ReferenceTeam):
         parts = [part for part in found if part is not None]
         if not parts:
             self.empty += 1
+            for p in [*owner.policy_parameters, *owner.value_parameters]:
+                p.grad = torch.zeros_like(p)
+            owner.optimizer.step()
             return []
         owner.optimizer.zero_grad()
         torch.cat([losses for losses, _ in parts]).mean().backward()

@@ -218,6 +218,7 @@ class Cells(nn.Module):
         super().__init__()
         for name, parameter in layer.named_parameters():
             self.register_parameter(name, parameter)
+        self.sizes = getattr(layer, "sizes", None)  # what the model's specification says of it
         self.layers = sum(name.startswith("weight_hh") for name, _ in layer.named_parameters())
         gates = self.get_parameter("weight_hh_l0").shape[0] // self.get_parameter("weight_hh_l0").shape[1]
         self.lstm = gates == 4

@@ -141,7 +141,7 @@ class Run:
         together: set[str] = set()
         for group in self.agent.groups:
             critics = [self.models[uid]["value"] for uid in group.names]
-            if all(critic is critics[0] for critic in critics) and not critics[0].uses_agent_id:
+            if len(critics) > 1 and all(c is critics[0] for c in critics) and not critics[0].uses_agent_id:
                 together |= set(group.names)
         return together
 
