@@ -149,8 +149,7 @@ class GroupNetworks:
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         with self._precision():
             if not batch.recurrent:
-                attendance = () if inputs.attendance is None else (inputs.attendance,)
-                return batch(inputs.states, *attendance), None
+                return batch(inputs.states, inputs.attendance), None
             if recall is None:
                 rows, agents = inputs.states.shape[:2]
                 recall = Recall(batch.initial_state(rows, agents))

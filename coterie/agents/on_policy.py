@@ -22,6 +22,7 @@ from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor, make_preprocessor
 from coterie.agents.outputs import Outputs
+from coterie.agents.precision import mixed_precision_allowed
 from coterie.agents.rollout import Cut, Rollout
 from coterie.memories.base import Memory
 from coterie.models.base import Model
@@ -101,7 +102,7 @@ class OnPolicyAgent(MultiAgent):
 
     def critic_inputs(self, group: Group, moment: Moment) -> CriticInput:
         """What a group's critics see at one moment."""
-        whole_team = group.value is not None and getattr(group.value.unique[0], "values_per_agent", False)
+        whole_team = group.value is not None and group.value.unique[0].values_per_agent
         return CriticInput(self.critic_states(group, moment), moment.attendance() if whole_team else None)
 
     # ---- construction ----------------------------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ class OnPolicyAgent(MultiAgent):
         return make_preprocessor(owners, key, self.agent_cfg[key], self.agent_cfg[f"{key}_kwargs"], size, self.device)
 
     def _make_networks(self, group: Group) -> GroupNetworks:
-        mixed = bool(self.agent_cfg["mixed_precision"][group.names[0]])
+        mixed = mixed_precision_allowed(bool(self.agent_cfg["mixed_precision"][group.names[0]]), self.device)
         return GroupNetworks(group, self.device, mixed, self.critic_preprocessor(group))
 
     def learns(self, learner: Learner) -> bool:

@@ -50,6 +50,8 @@ class ParticleEnv(MultiAgentEnv):
     :raises ValueError: a parameter is out of range
     """
 
+    has_own_state = False
+
     def __init__(
         self,
         agents: Sequence[str],

@@ -174,7 +174,7 @@ class ParallelCopy:
         terms = [self._flag(terminations[n], n) if n in acting else True for n in names]
         truncs = [self._flag(truncations[n], n) if n in acting else False for n in names]
         over = False
-        if True in terms or True in truncs or not self.complete or env.agents != names:
+        if True in terms or True in truncs or env.agents != names:  # among others where anyone was absent
             self._note_absent(acting, terms, truncs, result)
             over = True not in self.present
             kept = [n for n, present in zip(names, self.present, strict=True) if present or n in acting]

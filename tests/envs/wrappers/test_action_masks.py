@@ -143,6 +143,23 @@ def test_masks_in_infos_stay_once_they_have_come(masked):
     assert env.step(zeros(env))[4]["action_masks"]["bob"].all()  # None in an info: all is allowed
 
 
+def test_masks_that_first_come_at_different_moments(masked):
+    def say(env, name):
+        return np.array([0, 0, 1]) if env.steps >= {"ada": 2, "bob": 1}[name] else None
+
+    env = PettingZooEnv([masked(0, say, where="info", length=3)])
+    seen = [env.reset()[1]] + [env.step(zeros(env))[4] for _ in range(4)]
+    shown = [{n: m[0].int().tolist() for n, m in infos.get("action_masks", {}).items()} for infos in seen]
+    free, held = [1, 1, 1], [0, 0, 1]
+    assert shown == [
+        {},
+        {"bob": held},
+        {"ada": held, "bob": held},
+        {"ada": free, "bob": free},  # the next episode
+        {"ada": free, "bob": held},
+    ]
+
+
 def test_a_mask_in_the_observation_goes_before_one_in_the_info(masked):
     env = PettingZooEnv([masked(spoil=None)])
     bare = env.envs[0]

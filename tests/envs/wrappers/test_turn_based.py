@@ -227,6 +227,27 @@ def test_several_die_at_once(dead_first):
     assert [name for name, _ in env.envs[0].env.taken] == ["ada", "bob", "bob"]
 
 
+def test_the_team_alone():
+    team = TurnBasedTeam(Rounds(length=4, deaths={1: ["cat"]}, dead_first=False))
+    assert team.agents == []
+    observations, infos = team.reset(seed=1)
+    assert list(observations) == list(infos) == team.agents == list(NAMES)
+    assert team.turn == "ada"
+    observations, rewards, terminated, truncated, _ = team.step({"ada": 2})
+    assert team.agents == ["ada", "bob"]  # cat is still in the environment's list
+    assert team.turn == "bob"
+    assert set(observations) == set(NAMES)
+    assert rewards == {"ada": 12, "bob": 10, "cat": 10}
+    assert terminated == {"ada": False, "bob": False, "cat": True}
+    assert truncated == dict.fromkeys(NAMES, False)
+    for turn in (2, 3, 4):
+        assert team.turn == ("bob", "ada", "bob")[turn - 2]
+        observations, rewards, *_ = team.step(dict.fromkeys(NAMES, 0))
+        assert set(observations) == {"ada", "bob"}
+        assert rewards == {"ada": 10 * turn, "bob": 10 * turn}
+    assert (team.agents, team.turn) == ([], None)
+
+
 def test_an_agent_arrives():
     env = wrap_env(Rounds(length=5, arrivals={2: "bob"}))
     states, infos = env.reset()
