@@ -16,6 +16,9 @@ from tests.agents.ppo_reference_time import ABSENT, ACTIVE, WAITING
 #: by kind, (step, environment) of the episodes that end in a rollout
 Endings = Mapping[str, Sequence[tuple[int, int]]]
 
+#: what happens to an environment whose episode does not end
+GOING_ON = (None, "first", "cut")
+
 
 @dataclass
 class Plan:
@@ -44,7 +47,7 @@ def make_plan(
     was done before, or did nothing in that episode: otherwise nobody could know what became of it.
 
     :param endings: of each rollout: for all agents by "terminated", "truncated" or "both", or for every other agent by
-        either ("mixed"), or for every other agent alone ("first")
+        either ("mixed"), or for every other agent alone by either ("first" and "cut"), while the others go on
     :param style: "present": all act always. "lives": agents arrive late, miss steps, wait, and die. "turns": one acts, the
         others wait. "waits": agents act or wait at random, and all are there
     """
@@ -64,7 +67,7 @@ def make_plan(
                 arrival = {uid: draw.choice([0, 0, 0, 0, 1, 2]) if style == "lives" else 0 for uid in names}
             kind = ends.get((k, e))
             status = _status(names, style, age, dead, arrival, draw)
-            if kind not in (None, "first"):
+            if kind not in GOING_ON:
                 for uid in names:
                     if status[uid] == ABSENT and uid in acted - dead:
                         status[uid] = WAITING
@@ -78,8 +81,8 @@ def make_plan(
             for i, uid in enumerate(names):
                 even = i % 2 == 0
                 terminated = kind in ("terminated", "both") or (kind in ("mixed", "first") and even)
-                truncated = kind in ("truncated", "both") or (kind == "mixed" and not even)
-                if uid not in here and kind in (None, "first"):
+                truncated = kind in ("truncated", "both") or (kind == "mixed" and not even) or (kind == "cut" and even)
+                if uid not in here and kind in GOING_ON:
                     terminated, truncated = draw.random() < 0.4, draw.random() < 0.4
                 plan.terminated[uid][k].append(terminated)
                 plan.truncated[uid][k].append(truncated)
@@ -87,7 +90,7 @@ def make_plan(
                 dies = draw.choice(here)
                 plan.terminated[dies][k][e] = True
                 dead.add(dies)
-            fresh = kind not in (None, "first")
+            fresh = kind not in GOING_ON
     return plan
 
 

@@ -297,3 +297,15 @@ def test_an_agent_may_be_terminated_before_the_others(algorithm: str, monkeypatc
     run = Run(Case("alone", lambda: alike(3), distinct, endings=endings), algorithm, monkeypatch)
     run.rollout()
     assert run.difference() < TOLERANCE
+
+
+@pytest.mark.parametrize("algorithm", CLASSES)
+@pytest.mark.parametrize("ends", [{}, {"truncated": [(4, 2), (6, 1)]}], ids=["alone", "while others end"])
+def test_an_agent_may_be_truncated_before_the_others(
+    ends: Any, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows is then in the next states: its environment has not been reset."""
+    endings = [{"cut": [(2, 0), (4, 1), (7, 1)], **ends}]
+    run = Run(Case("alone", lambda: alike(3), distinct, endings=endings), algorithm, monkeypatch)
+    run.rollout()
+    assert run.difference() < TOLERANCE
