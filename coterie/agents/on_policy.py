@@ -306,6 +306,7 @@ class OnPolicyAgent(MultiAgent):
         if not self._storage:
             return
         masks = self._masks
+        terminated, truncated = self._own_ends(terminated, truncated, masks)
         self._record_shared_state(infos)
         grown = False
         for group in self.groups:
@@ -334,6 +335,18 @@ class OnPolicyAgent(MultiAgent):
             self._show_storage()
         self._record_successors(next_states, terminated, truncated, infos)
         self._recorded += 1
+
+    def _own_ends(
+        self, terminated: Mapping[str, Tensor], truncated: Mapping[str, Tensor], masks: Masks
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The ends that count: what was done for an absent agent means nothing until the whole episode is over."""
+        names = self.possible_agents
+        present = masks.present(names)
+        if present is None:
+            return terminated, truncated
+        ends, cuts = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
+        counts = present | (ends | cuts).all(dim=1, keepdim=True)
+        return AgentTensors({tuple(names): ends & counts}), AgentTensors({tuple(names): cuts & counts})
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
         if not self.uses_shared_states:
