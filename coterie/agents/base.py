@@ -109,8 +109,8 @@ class MultiAgent(ABC):
         self.learners = self._partition()
         self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
         self.training = False
-        self._masks = Masks()  # of the states that were last acted upon
-        self._next_masks = Masks()  # of those that the last step led to
+        self._masks = Masks()  # of the present states
+        self._training_masks = Masks()  # those of training, during an evaluation
         self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
         self._tracker = Tracker(None)
         self._write_interval = 0
@@ -231,6 +231,7 @@ class MultiAgent(ABC):
             self._start_wandb(experiment["wandb_kwargs"])
         self._tracker.close()
         self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
+        self._masks = self._training_masks = Masks()
         self._episodes = None
         self._finished.clear()
         self._started = time.monotonic()
@@ -284,7 +285,7 @@ class MultiAgent(ABC):
         ).all(dim=1)
         if self._episodes is None:
             self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
-        self._next_masks = Masks(infos)
+        self._masks = Masks(infos)
         finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
         if finished is not None:
             self.recent_return = float(finished[0].sum(dim=1).mean())
@@ -327,13 +328,14 @@ class MultiAgent(ABC):
         """Tell whether the agent is in training (``"train"``) or merely acts (``"eval"``)."""
         if mode not in ("train", "eval"):
             raise ValueError(f"expected mode 'train' or 'eval', got {mode!r}")
+        if mode == "eval":  # an evaluation begins with new episodes
+            if self.training:
+                self._training_masks = self._masks
+            self._masks = Masks()
+        elif not self.training:
+            self._masks = self._training_masks
         self.training = mode == "train"
         self.set_mode("eval")  # an update switches the models to "train" for its duration
-
-    def _note_masks(self, infos: Mapping[str, Any] | None) -> Masks:
-        """Take in the masks of the states that are to be acted upon: those of ``infos``, or of the last step without any."""
-        self._masks = self._next_masks if infos is None else Masks(infos)
-        return self._masks
 
     # ---- the border between names and groups ---------------------------------------------------------------------------
 
