@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from coterie.agent_tensors import stack_agents
 from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
-from coterie.agents.checks import check_finite, check_models, with_scripts
+from coterie.agents.checks import check_finite, check_models, team_device, with_scripts
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
 from coterie.agents.masks import Masks, blank
@@ -52,7 +52,7 @@ class MultiAgent(ABC):
         evaluate only
     :param observation_spaces: space of each agent's observation; taken from the policies by default
     :param action_spaces: space of each agent's actions; taken from the policies by default
-    :param device: where everything is computed; that of the first policy by default
+    :param device: where everything is computed; that of the first network by default
     :param cfg: what differs from the default configuration; any value may be a dict by agent
     :param shared_observation_spaces: space of the state that centralised critics see, by agent
 
@@ -85,13 +85,12 @@ class MultiAgent(ABC):
         if not self.possible_agents or len(set(self.possible_agents)) != len(self.possible_agents):
             raise ValueError(f"possible_agents: expected distinct names, got {self.possible_agents}")
         given = self._by_agent("models", models)
-        self.models = {uid: with_scripts(uid, roles, observation_spaces, action_spaces) for uid, roles in given.items()}
+        self.device = team_device(given, device)
+        self.models = with_scripts(given, observation_spaces, action_spaces, self.device)
         self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
         #: agents that learn; the others act and are seen by critics
         self.learning_agents = [uid for uid in self.possible_agents if self._learns(uid)]
         check_models(self.models, self.learning_agents)
-        first = self.models[self.possible_agents[0]]["policy"]
-        self.device = first.device if device is None else torch.device(device)
         policies = {uid: roles["policy"] for uid, roles in self.models.items()}
         if observation_spaces is None:
             observation_spaces = {uid: policy.observation_space for uid, policy in policies.items()}

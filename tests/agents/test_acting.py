@@ -145,7 +145,7 @@ def test_a_mask_that_allows_an_acting_agent_nothing_is_refused_by_agent_and_envi
     with pytest.raises(ValueError, match=r"nothing is allowed in environment 2 of agent 'b'"):
         agent.act(states, 0, 1, {"action_masks": masks})
     absent = {"b": torch.tensor([[True], [True], [False]])}
-    actions, log_prob, _ = agent.act(states, 0, 1, {"action_masks": masks, "active_masks": absent})
+    _, log_prob, _ = agent.act(states, 0, 1, {"action_masks": masks, "active_masks": absent})
     assert log_prob["b"].isfinite().all()
     waiting = {"b": ~absent["b"]}
     agent.act(states, 0, 1, {"action_masks": masks, "active_masks": absent, "waiting_masks": waiting})
@@ -215,7 +215,7 @@ def test_an_evaluation_has_masks_of_its_own_and_training_gets_its_back() -> None
 
 
 def test_training_that_begins_again_knows_no_masks_of_before() -> None:
-    env, seen = masked_game(DISCRETE)
+    env, _ = masked_game(DISCRETE)
     agent = trained(team(env))
     states, infos = env.reset()
     step(env, agent, 0, states, infos=infos)
