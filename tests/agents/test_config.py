@@ -344,10 +344,10 @@ def test_what_a_schedule_gives_is_checked() -> None:
     assert scheduled_value("rate", lambda timestep, timesteps: 0, 3, 4) == 0.0
     for bad in (-0.1, NAN, INF, None, "1", True, (1.0, 2.0)):
         with pytest.raises(
-            ConfigError, match="rate: expected its schedule to give a number of at least 0.0, got .* at step 3"
+            ConfigError, match=r"rate: expected its schedule to give a number of at least 0\.0, got .* at step 3"
         ):
             scheduled_value("rate", lambda timestep, timesteps, bad=bad: bad, 3, 4)
-    with pytest.raises(ConfigError, match="a number above 0.0, got 0 at step 3"):
+    with pytest.raises(ConfigError, match=r"a number above 0\.0, got 0 at step 3"):
         scheduled_value("rate", lambda timestep, timesteps: 0, 3, 4, above=True)
 
 
