@@ -86,6 +86,8 @@ class MultiAgentPPO(OnPolicyAgent):
                 if self.learns(learner):
                     settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
                     learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
+                    if learner.value_preprocessor is not None:
+                        OutputKeeper(learner.value_preprocessor, learner.critics())  # for its checks
 
     def _optimizer_settings(self, uid: str) -> OptimizerSettings:
         value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
