@@ -119,7 +119,7 @@ class OnPolicyAgent(MultiAgent):
                 )
 
     def _check_minibatches(self, num_envs: int) -> None:
-        for learner in self.learners:
+        for learner in filter(self.learns, self.learners):
             length = min(learner.sequence_length, self.rollouts)
             sequences = math.ceil(self.rollouts / length) * num_envs
             parts = self.agent_cfg["mini_batches"][learner.names[0]]
