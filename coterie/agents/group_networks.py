@@ -126,9 +126,9 @@ class GroupNetworks:
         tensors, state = self._run(policy, CriticInput(states), recall)
         template: Any = policy.models[0]
         # a mixin of one's own need not know of masks, nor of standard deviations from outside
-        options = {"action_masks": action_masks, "std": self.std}
-        given = {name: option for name, option in options.items() if option is not None}
-        return template.make_distribution([tensor.float() for tensor in tensors], **given), state
+        masks = () if action_masks is None else (action_masks,)
+        std = {} if self.std is None else {"std": self.std}
+        return template.make_distribution([tensor.float() for tensor in tensors], *masks, **std), state
 
     def values(self, critic: CriticInput, recall: Recall | None = None) -> tuple[Tensor, Tensor | None]:
         """The critics' predictions ``[B, A or 1, 1]``, in float32, and their recurrent state after the last step.
