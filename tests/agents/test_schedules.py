@@ -271,7 +271,7 @@ def test_actions_are_spread_as_the_rollouts_first_step_says_and_evaluations_as_a
         return float(ratios.mean())
 
     spreads = []
-    for t in range(10):
+    for t in range(12):
         spreads.append(spread(t))
         actions, _, _ = agent.act(states, t, 16, infos)
         following, *rest = env.step(actions)
@@ -279,11 +279,11 @@ def test_actions_are_spread_as_the_rollouts_first_step_says_and_evaluations_as_a
         agent.post_interaction(t, 16)
         states = following
     # rollouts begin at the steps 0, 4 and 8 of 16
-    assert spreads == pytest.approx([1.0] * 4 + [0.75] * 4 + [0.5] * 2, abs=1e-5)
+    assert spreads == pytest.approx([1.0] * 4 + [0.75] * 4 + [0.5] * 4, abs=1e-5)
     agent.set_running_mode("eval")
     assert spread(0) == pytest.approx(0.5, abs=1e-5)  # whatever the evaluation's clock says
     agent.set_running_mode("train")
-    assert spread(10) == pytest.approx(0.5, abs=1e-5)
+    assert spread(12) == pytest.approx(0.25, abs=1e-5)
 
 
 def test_the_log_std_of_a_policy_rests_while_it_is_given_from_outside() -> None:
