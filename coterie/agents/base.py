@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from coterie.agent_tensors import stack_agents
 from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
-from coterie.agents.checks import check_finite, check_models, with_scripts
+from coterie.agents.checks import check_finite, check_models, team_device, with_scripts
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
 from coterie.agents.masks import Masks, blank
@@ -52,7 +52,7 @@ class MultiAgent(ABC):
         evaluate only
     :param observation_spaces: space of each agent's observation; taken from the policies by default
     :param action_spaces: space of each agent's actions; taken from the policies by default
-    :param device: where everything is computed; that of the first policy by default
+    :param device: where everything is computed; that of the first network by default
     :param cfg: what differs from the default configuration; any value may be a dict by agent
     :param shared_observation_spaces: space of the state that centralised critics see, by agent
 
@@ -85,13 +85,12 @@ class MultiAgent(ABC):
         if not self.possible_agents or len(set(self.possible_agents)) != len(self.possible_agents):
             raise ValueError(f"possible_agents: expected distinct names, got {self.possible_agents}")
         given = self._by_agent("models", models)
-        self.models = {uid: with_scripts(uid, roles, observation_spaces, action_spaces) for uid, roles in given.items()}
+        self.device = team_device(given, device)
+        self.models = with_scripts(given, observation_spaces, action_spaces, self.device)
         self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
         #: agents that learn; the others act and are seen by critics
         self.learning_agents = [uid for uid in self.possible_agents if self._learns(uid)]
         check_models(self.models, self.learning_agents)
-        first = self.models[self.possible_agents[0]]["policy"]
-        self.device = first.device if device is None else torch.device(device)
         policies = {uid: roles["policy"] for uid, roles in self.models.items()}
         if observation_spaces is None:
             observation_spaces = {uid: policy.observation_space for uid, policy in policies.items()}
@@ -109,8 +108,8 @@ class MultiAgent(ABC):
         self.learners = self._partition()
         self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
         self.training = False
-        self._masks = Masks()  # of the states that were last acted upon
-        self._next_masks = Masks()  # of those that the last step led to
+        self._masks = Masks()  # of the present states
+        self._training_masks = Masks()  # those of training, during an evaluation
         self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
         self._tracker = Tracker(None)
         self._write_interval = 0
@@ -231,6 +230,7 @@ class MultiAgent(ABC):
             self._start_wandb(experiment["wandb_kwargs"])
         self._tracker.close()
         self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
+        self._masks = self._training_masks = Masks()
         self._episodes = None
         self._finished.clear()
         self._started = time.monotonic()
@@ -284,7 +284,7 @@ class MultiAgent(ABC):
         ).all(dim=1)
         if self._episodes is None:
             self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
-        self._next_masks = Masks(infos)
+        self._masks = Masks(infos)
         finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
         if finished is not None:
             self.recent_return = float(finished[0].sum(dim=1).mean())
@@ -327,13 +327,14 @@ class MultiAgent(ABC):
         """Tell whether the agent is in training (``"train"``) or merely acts (``"eval"``)."""
         if mode not in ("train", "eval"):
             raise ValueError(f"expected mode 'train' or 'eval', got {mode!r}")
+        if mode == "eval":  # an evaluation begins with new episodes
+            if self.training:
+                self._training_masks = self._masks
+            self._masks = Masks()
+        elif not self.training:
+            self._masks = self._training_masks
         self.training = mode == "train"
         self.set_mode("eval")  # an update switches the models to "train" for its duration
-
-    def _note_masks(self, infos: Mapping[str, Any] | None) -> Masks:
-        """Take in the masks of the states that are to be acted upon: those of ``infos``, or of the last step without any."""
-        self._masks = self._next_masks if infos is None else Masks(infos)
-        return self._masks
 
     # ---- the border between names and groups ---------------------------------------------------------------------------
 

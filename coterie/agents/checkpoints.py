@@ -131,21 +131,13 @@ def load_teammates(team: MultiAgent, path: str | os.PathLike[str], sources: Mapp
     contents = _read_team(path, team.device)
     modules, owners = team.checkpoint_modules(), team.checkpoint_owners()
     problems: list[str] = []
-    found: list[tuple[nn.Module, Mapping[str, Any]]] = []
+    found: dict[str, str] = {}  # names of modules in the file, by those here
     for uid, source in sources.items():
         if uid not in owners or source not in contents["owners"]:
             problems.append(
                 f"{uid!r} from {source!r}: expected one of {team.possible_agents} from one of {contents['agents']}"
             )
             continue
-        policy = owners[uid]["policy"]
-        sharing = [
-            other for other in team.possible_agents if owners[other]["policy"] == policy and other not in sources
-        ]
-        if sharing:
-            problems.append(
-                f"{uid!r} shares its policy with {sharing}: expected a model of its own, or sources for them too"
-            )
         for role in ("policy", "state_preprocessor"):
             mine, theirs = owners[uid].get(role), contents["owners"][source].get(role)
             if mine is None and theirs is None:
@@ -154,10 +146,17 @@ def load_teammates(team: MultiAgent, path: str | os.PathLike[str], sources: Mapp
                 who = "this agent" if theirs is None else "the file"
                 problems.append(f"{uid!r} from {source!r}: only {who} has a {role}")
                 continue
-            module, state = modules[mine], contents["modules"][theirs]
-            problems += check_states(role, {uid: module}, {uid: state})
-            found.append((module, state))
+            sharing = [other for other in owners if owners[other].get(role) == mine and other not in sources]
+            if sharing:
+                problems.append(
+                    f"{uid!r} shares its {role} with {sharing}: expected one of its own, or sources for them too"
+                )
+            if found.setdefault(mine, theirs) != theirs:
+                problems.append(
+                    f"{uid!r} from {source!r}: it shares its {role} with one that is to have {found[mine]!r}"
+                )
+            problems += check_states(role, {uid: modules[mine]}, {uid: contents["modules"][theirs]})
     if problems:
         raise CheckpointError(f"{os.fspath(path)!r} does not fit these agents: " + "; ".join(problems))
-    for module, state in found:
-        module.load_state_dict(state)
+    for mine, theirs in found.items():
+        modules[mine].load_state_dict(contents["modules"][theirs])

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
+import torch
 from torch import Tensor, nn
 
 from coterie.agents.config import ConfigError
@@ -16,29 +17,40 @@ from coterie.models.base import Model
 from coterie.models.mixins import StochasticMixin
 from coterie.models.scripted import ScriptedPolicy
 
-__all__ = ["check_finite", "check_memories", "check_models", "check_std_from_outside", "with_scripts"]
+__all__ = ["check_finite", "check_memories", "check_models", "check_std_from_outside", "team_device", "with_scripts"]
 
 
 def with_scripts(
-    uid: str,
-    roles: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
     observation_spaces: Mapping[str, gymnasium.Space] | None,
     action_spaces: Mapping[str, gymnasium.Space] | None,
-) -> dict[str, Any]:
-    """An agent's models, with a :class:`ScriptedPolicy` in place of a plain function.
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    """A team's models, with a :class:`ScriptedPolicy` in place of each plain function.
 
-    :raises ValueError: the function's spaces are not known
+    :raises ValueError: a function's spaces are not known
     """
-    models = dict(roles)
-    policy = models.get("policy")
-    if callable(policy) and not isinstance(policy, nn.Module):
-        if observation_spaces is None or action_spaces is None:
-            raise ValueError(
-                f"models[{uid!r}]['policy'] is a function: pass observation_spaces and action_spaces, or wrap it in a "
-                "ScriptedPolicy, which has them"
-            )
-        models["policy"] = ScriptedPolicy(observation_spaces[uid], action_spaces[uid], policy)
-    return models
+    team = {uid: dict(roles) for uid, roles in models.items()}
+    observed, chosen = observation_spaces or {}, action_spaces or {}
+    for uid, roles in team.items():
+        policy = roles.get("policy")
+        if callable(policy) and not isinstance(policy, nn.Module):
+            if uid not in observed or uid not in chosen:
+                raise ValueError(
+                    f"models[{uid!r}]['policy'] is a function: pass observation_spaces and action_spaces, or wrap it in a "
+                    "ScriptedPolicy, which has them"
+                )
+            roles["policy"] = ScriptedPolicy(observed[uid], chosen[uid], policy, device)
+    return team
+
+
+def team_device(models: Mapping[str, Mapping[str, Any]], device: str | torch.device | None) -> torch.device:
+    """Where a team is computed: where the user says, or where its first network is."""
+    if device is not None:
+        return torch.device(device)
+    policies = [roles.get("policy") for roles in models.values()]
+    networks = [policy for policy in policies if isinstance(policy, Model) and not isinstance(policy, ScriptedPolicy)]
+    return networks[0].device if networks else torch.device("cpu")
 
 
 def check_models(models: Mapping[str, Mapping[str, Model]], learning: Sequence[str]) -> None:

@@ -90,16 +90,16 @@ def scheduled(key: Key) -> Key:
     return Key(expected, lambda v: callable(v) or key.valid(v), key.per_agent)
 
 
-def scheduled_value(name: str, schedule: Callable[[int, int], float], timestep: int, timesteps: int) -> float:
+def scheduled_value(
+    name: str, schedule: Callable[[int, int], float], timestep: int, timesteps: int, *, above: bool = False
+) -> float:
     """What a schedule gives for a time step.
 
-    :raises ConfigError: anything but a finite number of at least 0
+    :raises ConfigError: anything but a finite number of at least 0, or above it with ``above``
     """
-    value = schedule(timestep, timesteps)
-    if not _is_number(value) or value < 0:
-        raise ConfigError(
-            f"{name}: expected its schedule to give a number of at least 0, got {value!r} at step {timestep}"
-        )
+    value, key = schedule(timestep, timesteps), number(0.0, above=above)
+    if not key.valid(value):
+        raise ConfigError(f"{name}: expected its schedule to give {key.expected}, got {value!r} at step {timestep}")
     return float(value)
 
 

@@ -125,8 +125,10 @@ class GroupNetworks:
         assert policy is not None
         tensors, state = self._run(policy, CriticInput(states), recall)
         template: Any = policy.models[0]
-        arguments: dict[str, Any] = {} if self.std is None else {"std": self.std}
-        return template.make_distribution([tensor.float() for tensor in tensors], action_masks, **arguments), state
+        # a mixin of one's own need not know of masks, nor of standard deviations from outside
+        masks = () if action_masks is None else (action_masks,)
+        std = {} if self.std is None else {"std": self.std}
+        return template.make_distribution([tensor.float() for tensor in tensors], *masks, **std), state
 
     def values(self, critic: CriticInput, recall: Recall | None = None) -> tuple[Tensor, Tensor | None]:
         """The critics' predictions ``[B, A or 1, 1]``, in float32, and their recurrent state after the last step.

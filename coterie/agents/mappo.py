@@ -74,17 +74,31 @@ class MAPPO(MultiAgentPPO):
     def shared_space(self) -> gymnasium.Space | int:
         if self.shared_observation_spaces is not None:
             return self.shared_observation_spaces[self.possible_agents[0]]
-        uid = next(uid for uid in self.learning_agents if "value" in self.models[uid])
-        everyone = sum(flat_size(space) for space in self.observation_spaces.values())
-        beside = {"state": 0, "agent": flat_size(self.observation_spaces[uid]), "both": everyone}
-        return self.models[uid]["value"].num_observations - beside[self.cfg["critic_input"]]
+        return next(iter(self._state_sizes().values()))
+
+    def _state_sizes(self) -> dict[str, int]:
+        """Size of the shared state that each critic was built for."""
+        beside = {"state": 0, "both": self._joined_size()}
+        kind = self.cfg["critic_input"]
+        return {
+            uid: self.models[uid]["value"].num_observations - beside.get(kind, flat_size(self.observation_spaces[uid]))
+            for uid in self.learning_agents
+            if "value" in self.models[uid]
+        }
+
+    def _joined_size(self) -> int:
+        return sum(flat_size(space) for space in self.observation_spaces.values())
 
     def _check_critics(self) -> None:
         super()._check_critics()
-        spaces = self.shared_observation_spaces or {}
-        sizes = {uid: flat_size(space) for uid, space in spaces.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"expected one shared state for the whole team, got spaces of sizes {sizes}")
+        if self.shared_observation_spaces is not None:
+            what = "got spaces"
+            sizes = {uid: flat_size(space) for uid, space in self.shared_observation_spaces.items()}
+        else:
+            what = "critics were built for states"
+            sizes = {} if self.cfg["critic_input"] == "observations" else self._state_sizes()
+        if len(set(sizes.values())) > 1 or min(sizes.values(), default=1) < 1:
+            raise ValueError(f"expected one shared state for the whole team, {what} of sizes {sizes}")
 
     def critic_states(self, group: Group, moment: Moment) -> Tensor:
         kind = self.cfg["critic_input"]
@@ -111,12 +125,15 @@ class MAPPO(MultiAgentPPO):
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
         if self.uses_shared_states and self._shared is None and infos.get("shared_states") is None:
-            everyone = sum(flat_size(space) for space in self.observation_spaces.values())
-            if flat_size(self.shared_space()) == everyone:
-                self._stands_in = True
-                _log.warning(
-                    "the environment has no state(): critics see all agents' observations together in its place"
+            expected, everyone = flat_size(self.shared_space()), self._joined_size()
+            if expected != everyone:
+                raise KeyError(
+                    "infos['shared_states']: expected the shared state, a tensor [E, F]; got NoneType. Critics were built for "
+                    f"a state of {expected} elements; all agents' observations, which stand in where there is no state, have "
+                    f"{everyone}"
                 )
+            self._stands_in = True
+            _log.warning("the environment has no state(): critics see all agents' observations together in its place")
         super()._record_shared_state(infos)
 
     def _learn_states(self, learner: Learner) -> None:

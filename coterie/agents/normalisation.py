@@ -60,11 +60,20 @@ class OutputKeeper:
 
     :param normalisers: those of values
     :param critics: the value models of each parameter set
+
+    :raises TypeError: a critic whose output layer is not known
+    :raises ValueError: an output layer without a bias
     """
 
     def __init__(self, normalisers: SetPreprocessor, critics: Sequence[Sequence[Model]]) -> None:
         self._members = [member if isinstance(member, PopArt) else None for member in normalisers.members]
-        self._critics = critics
+        self._layers: list[list[nn.Linear]] = []
+        for member, models in zip(self._members, critics, strict=True):
+            rescaled = [] if member is None else [(model, layer) for model in models for layer in model.output_layers()]
+            for model, layer in rescaled:
+                if layer.bias is None:
+                    raise ValueError(f"{type(model).__name__}: PopArt needs an output layer with a bias, got {layer}")
+            self._layers.append([layer for _, layer in rescaled])
         self._before = [None if member is None else member.moments() for member in self._members]
 
     @property
@@ -75,10 +84,10 @@ class OutputKeeper:
     @torch.no_grad()
     def rescale(self) -> None:
         """Make up in the critics' output layers for what was learned since this object was made."""
-        for member, before, models in zip(self._members, self._before, self._critics, strict=True):
+        for member, before, layers in zip(self._members, self._before, self._layers, strict=True):
             if member is None or before is None:
                 continue
-            for layer in (layer for model in models for layer in model.output_layers()):
+            for layer in layers:
                 weight, bias = rescale_output(layer.weight, layer.bias, before, member.moments())
                 layer.weight.copy_(weight)
                 layer.bias.copy_(bias)

@@ -120,7 +120,7 @@ class OnPolicyAgent(MultiAgent):
                 )
 
     def _check_minibatches(self, num_envs: int) -> None:
-        for learner in self.learners:
+        for learner in filter(self.learns, self.learners):
             length = min(learner.sequence_length, self.rollouts)
             sequences = math.ceil(self.rollouts / length) * num_envs
             parts = self.agent_cfg["mini_batches"][learner.names[0]]
@@ -154,7 +154,7 @@ class OnPolicyAgent(MultiAgent):
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
-        self._remembered.clear()
+        self._remembered, self._set_aside = {}, {}
         if self._storage:
             self._discard_rollout()
         elif self.memories is not None:
@@ -208,9 +208,11 @@ class OnPolicyAgent(MultiAgent):
     def act(
         self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
-        masks = self._note_masks(infos)
-        if infos is not None and "episode_starts" in infos:
-            self._forget(infos["episode_starts"])
+        if infos is not None:
+            self._masks = Masks(infos)
+            if "episode_starts" in infos:
+                self._forget(infos["episode_starts"])
+        masks = self._masks  # without infos those of the last step
         actions, log_prob, distributions = {}, {}, {}
         for group in self.groups:
             observed = self._observed("states", states, group, masks)
@@ -281,8 +283,10 @@ class OnPolicyAgent(MultiAgent):
         super().set_running_mode(mode)
         self._pending.clear()
         if was_training and not self.training:
-            self._remembered, self._set_aside = {}, self._remembered
-        elif self.training and not was_training:
+            self._set_aside = self._remembered
+        if not self.training:  # an evaluation begins with new episodes
+            self._remembered = {}
+        elif not was_training:
             self._remembered, self._set_aside = self._set_aside, {}
 
     # ---- recording -------------------------------------------------------------------------------------------------------
@@ -300,12 +304,12 @@ class OnPolicyAgent(MultiAgent):
         timestep: int,
         timesteps: int,
     ) -> None:
+        masks = self._masks  # the base takes in those of next_states
         super().record_transition(
             states, actions, rewards, next_states, terminated, truncated, infos, timestep, timesteps
         )
         if not self._storage:
             return
-        masks = self._masks
         terminated, truncated = self._own_ends(terminated, truncated, masks)
         self._record_shared_state(infos)
         grown = False
@@ -333,7 +337,7 @@ class OnPolicyAgent(MultiAgent):
                 self._remembered[names] = self._remembered[names].masked_fill(done | cut, 0.0)
         if grown:
             self._show_storage()
-        self._record_successors(next_states, terminated, truncated, infos)
+        self._record_successors(next_states, terminated, truncated, infos, masks)
         self._recorded += 1
 
     def _own_ends(
@@ -370,17 +374,20 @@ class OnPolicyAgent(MultiAgent):
         terminated: Mapping[str, Tensor],
         truncated: Mapping[str, Tensor],
         infos: Mapping[str, Any],
+        masks: Masks,
     ) -> None:
-        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck."""
+        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck.
+
+        :param masks: those of the states that the step began with
+        """
         row = self._recorded % self.rollouts
         if row + 1 == self.rollouts:
-            following = self._next_masks
             shared = self._shared_state(infos, "shared_next_states")
-            moment = self._moment("next_states", next_states, shared, following)
+            moment = self._moment("next_states", next_states, shared, self._masks)
             for group in self._learning_groups():
                 rollout = self._storage[group.names]
                 rollout.last = self._seen_by_critics(group, moment, "the critic's next states")
-                rollout.active_next = following.active(group.names)
+                rollout.active_next = self._masks.active(group.names)
         if not self._bootstraps:
             return
         ended = self._stack("terminated", terminated, self.possible_agents)
@@ -401,7 +408,7 @@ class OnPolicyAgent(MultiAgent):
             final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
             going_on = self._shared_state(infos, "shared_next_states")
             shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
-        moment = self._moment("final_states", final, shared, self._masks)
+        moment = self._moment("final_states", final, shared, masks)
         for group in self._learning_groups():
             cut = self._stack("truncated", truncated, group.names) & ~self._stack("terminated", terminated, group.names)
             envs = cut.any(dim=1).squeeze(-1).nonzero().squeeze(-1)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from coterie import functional
 from coterie.agents.checks import check_std_from_outside
-from coterie.agents.config import Config, Key
+from coterie.agents.config import Config, Key, scheduled_value
 from coterie.agents.evaluation import Evaluation, evaluate
 from coterie.agents.group_networks import CriticInput, Recall
 from coterie.agents.groups import Group, Learner
@@ -79,13 +79,15 @@ class MultiAgentPPO(OnPolicyAgent):
         )
         self._weights: dict[tuple[str, ...], LossWeights] = {}
         self._critic_states: dict[tuple[str, ...], Tensor] = {}  # of recurrent critics, at the end of the last rollout
-        #: groups whose policies get their standard deviations from the configuration
-        self._explorers = [group for group in self.groups if self._explores(group)]
+        for group in self.groups:
+            self._set_std(group)
         if self.memories is not None:
             for learner in self.learners:
                 if self.learns(learner):
                     settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
                     learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
+                    if learner.value_preprocessor is not None:
+                        OutputKeeper(learner.value_preprocessor, learner.critics())  # for its checks
 
     def _optimizer_settings(self, uid: str) -> OptimizerSettings:
         value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
@@ -97,14 +99,12 @@ class MultiAgentPPO(OnPolicyAgent):
             scheduler_kwargs=value["learning_rate_scheduler_kwargs"],
         )
 
-    def _explores(self, group: Group) -> bool:
+    def _set_std(self, group: Group) -> None:
         std = self.agent_cfg["exploration_std"][group.names[0]]
-        if std is None or group.policy is None:
-            return False
-        check_std_from_outside(group.names, group.policy.unique)
-        # that of a schedule is set when a rollout begins
-        self.networks[group.names].std = 1.0 if callable(std) else float(std)
-        return True
+        if std is not None and group.policy is not None:
+            check_std_from_outside(group.names, group.policy.unique)
+            # that of a schedule is set when a rollout begins
+            self.networks[group.names].std = 1.0 if callable(std) else float(std)
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
@@ -116,9 +116,11 @@ class MultiAgentPPO(OnPolicyAgent):
         self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
         if self.training and self._recorded % self.rollouts == 0:  # the update must see what acting saw
-            for group in self._explorers:
-                std = self.config_values(group, "exploration_std", 0, timestep, timesteps)
-                self.networks[group.names].std = std
+            for group in self.groups:
+                std = self.agent_cfg["exploration_std"][group.names[0]]
+                if callable(std):
+                    value = scheduled_value("exploration_std", std, timestep, timesteps, above=True)
+                    self.networks[group.names].std = value
         return super().act(states, timestep, timesteps, infos)
 
     # ---- the update ------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def check_action_masks(
     It reads the masks, which waits for the device.
 
     :param choices: n of a Discrete space, nvec of a MultiDiscrete one (then the masks' n is its sum), or such a space
-    :param names: names of the agents, where these are the last dimension before n
+    :param names: names of the agents, for masks ``[E, A, n]``
 
     :raises ValueError: the masks are not bool or of another width, the space has no masks, or a row allows nothing: the
         message names it
@@ -84,7 +84,7 @@ def check_action_masks(
     if bool(allowed.all()):
         return
     *row, dimension = (~allowed).nonzero()[0].tolist()
-    where = [f"row {row}" if names is None else f"row {row[:-1]} of agent {names[row[-1]]!r}"]
+    where = [f"row {row}" if names is None else f"environment {row[0]} of agent {names[row[-1]]!r}"]
     if len(nvec) > 1:
         where.append(f"dimension {dimension} of {len(nvec)}")
     raise ValueError(

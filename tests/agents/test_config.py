@@ -13,7 +13,20 @@ import torch
 from gymnasium import spaces
 
 from coterie.agents import IPPO, IPPO_DEFAULT_CONFIG, MAPPO, MAPPO_DEFAULT_CONFIG
-from coterie.agents.config import EXPERIMENT_KEYS, Config, ConfigError, Key, check_config, resolve
+from coterie.agents.config import (
+    EXPERIMENT_KEYS,
+    Config,
+    ConfigError,
+    Key,
+    check_config,
+    number,
+    one_of,
+    optional,
+    pair,
+    resolve,
+    scheduled,
+    scheduled_value,
+)
 from coterie.models import CategoricalPolicy, Value
 from coterie.preprocessors import RunningStandardScaler
 from coterie.schedulers import KLAdaptiveLR, LinearSchedule
@@ -293,6 +306,49 @@ def test_false_and_zero_of_one_agent_are_values() -> None:
     _, by_agent = solve({"clip_predicted_values": {"red": False, "blue": True}, "kl_threshold": {"red": 0, "blue": 1}})
     assert by_agent["clip_predicted_values"] == {"red": False, "blue": True}
     assert by_agent["kl_threshold"] == {"red": 0, "blue": 1}
+
+
+# ---- the parts that requirements are made of -------------------------------------------------------------------------
+
+
+def test_requirements_are_put_together_with_their_words() -> None:
+    clip = pair(scheduled(number(0.0, above=True)), "below, above")
+    assert clip.expected == (
+        "a number above 0.0, or a schedule (timestep, timesteps) -> number, or a pair of these (below, above)"
+    )
+    assert optional(number(0.0, 1.0)).expected == "a number of at least 0.0 and at most 1.0, or None"
+    assert one_of("x", "y").expected == "one of 'x', 'y'"
+    alone = number(0.0, per_agent=False)
+    assert not any(key.per_agent for key in (pair(alone, "x, y"), scheduled(alone), optional(alone)))
+    assert not one_of("x", per_agent=False).per_agent
+    assert all(key.per_agent for key in (clip, optional(clip), one_of("x")))
+
+
+def test_requirements_are_put_together_with_their_checks() -> None:
+    clip = pair(scheduled(number(0.0, above=True)), "below, above")
+    fade = LinearSchedule(1.0, 0.0)
+    for good in (1, 0.5, fade, (0.5, fade), [fade, fade], lambda timestep, timesteps: -1.0):
+        assert clip.valid(good), good
+    for bad in (0.0, None, "x", (), (1.0,), (1.0, 0.0), (1.0, None), (1.0, 1.0, 1.0), ((1.0, 1.0), 1.0), {1.0, 2.0}):
+        assert not clip.valid(bad), bad
+    maybe = optional(number(0.0, 1.0))
+    assert [maybe.valid(value) for value in (None, 0.0, 1.0, 1.5, fade, (0.5, 0.5))] == [True] * 3 + [False] * 3
+    word = one_of("x", "y")
+    assert [word.valid(value) for value in ("x", "y", "z", None, ["x"], 0)] == [True] * 2 + [False] * 4
+
+
+def test_what_a_schedule_gives_is_checked() -> None:
+    assert scheduled_value("rate", LinearSchedule(1.0, 0.0), 3, 4) == 0.25
+    value = scheduled_value("rate", lambda timestep, timesteps: np.float32(timestep), 3, 4)
+    assert (value, type(value)) == (3.0, float)
+    assert scheduled_value("rate", lambda timestep, timesteps: 0, 3, 4) == 0.0
+    for bad in (-0.1, NAN, INF, None, "1", True, (1.0, 2.0)):
+        with pytest.raises(
+            ConfigError, match=r"rate: expected its schedule to give a number of at least 0\.0, got .* at step 3"
+        ):
+            scheduled_value("rate", lambda timestep, timesteps, bad=bad: bad, 3, 4)
+    with pytest.raises(ConfigError, match=r"a number above 0\.0, got 0 at step 3"):
+        scheduled_value("rate", lambda timestep, timesteps: 0, 3, 4, above=True)
 
 
 # ---- whose dict is whose --------------------------------------------------------------------------------------------

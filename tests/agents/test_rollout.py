@@ -183,6 +183,8 @@ def test_masks_that_appear_late_are_true_before_and_where_a_step_has_none() -> N
     assert rollout["states"].squeeze().tolist() == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
     # the next rollout writes over the masks of this one, also where its steps have none
     rollout.clear()
+    for name in ("active", "action_masks"):
+        rollout[name].fill_(False)
     for t in range(4):
         assert rollout.add(row(1, 2, t), NONE, None) is False
     assert bool(rollout["active"].all())

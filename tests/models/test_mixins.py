@@ -453,7 +453,7 @@ def test_a_row_that_allows_nothing_is_named() -> None:
         check_action_masks(masks, 5)
     masks[1, 0] = True
     masks[2, 1, 2:] = False
-    with pytest.raises(ValueError, match=r"nothing is allowed in row \[2\] of agent 'b', dimension 1 of 2"):
+    with pytest.raises(ValueError, match=r"nothing is allowed in environment 2 of agent 'b', dimension 1 of 2"):
         check_action_masks(masks, spaces.MultiDiscrete(NVEC), ["a", "b"])
     with pytest.raises(ValueError, match=r"expected bool \[..., 4\]"):
         check_action_masks(masks, 4)
