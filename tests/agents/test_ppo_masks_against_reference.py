@@ -10,7 +10,7 @@ import torch
 from coterie.preprocessors import PopArt, RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
 from tests.agents.ppo_memory_models import seeing
-from tests.agents.ppo_reference_time import Masks
+from tests.agents.ppo_reference_time import ACTIVE
 from tests.agents.ppo_runs import CLASSES, TOLERANCE, Case, Run, run_by_both
 from tests.agents.ppo_teams import (
     alike,
@@ -199,14 +199,10 @@ def test_two_updates_equal_the_reference(case: Case, algorithm: str, monkeypatch
 def test_waiting_agents_may_have_no_choice(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A game of turns may forbid everything to those whose turn it is not."""
     run = Run(case("no choice", lambda: alike(3), shared, style="turns"), algorithm, monkeypatch)
-    told = run.infos
 
-    def forbidding(masks: Masks) -> dict[str, Any]:
-        infos = told(masks)
-        assert masks.active is not None
-        infos["action_masks"] = {uid: mask & masks.active[uid] for uid, mask in infos["action_masks"].items()}
-        return infos
+    def forbid(what: str, uid: str, k: int, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor & run.plan.mask(ACTIVE, uid, k) if what == "action_masks" else tensor
 
-    monkeypatch.setattr(run, "infos", forbidding)
+    run.spoil = forbid
     run.rollout()
     assert run.difference() < TOLERANCE
