@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import gymnasium
 from torch import Tensor, nn
 
+from coterie.agents.config import ConfigError
 from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.mixins import StochasticMixin
 from coterie.models.scripted import ScriptedPolicy
 
-__all__ = ["check_finite", "check_memories", "check_models", "with_scripts"]
+__all__ = ["check_finite", "check_memories", "check_models", "check_std_from_outside", "with_scripts"]
 
 
 def with_scripts(
@@ -64,6 +66,20 @@ def check_models(models: Mapping[str, Mapping[str, Model]], learning: Sequence[s
     with_value = [uid for uid in learning if "value" in models[uid]]
     if with_value and len(with_value) != len(learning):
         raise ValueError(f"expected a value model for every agent that learns or for none, only {with_value} have one")
+
+
+def check_std_from_outside(names: Sequence[str], policies: Sequence[Model]) -> None:
+    """Check that policies take their standard deviations from outside.
+
+    :raises ConfigError: one does not
+    """
+    for policy in policies:
+        make = getattr(policy, "make_distribution")  # noqa: B009 (policies have it, models in general don't)
+        if "std" not in inspect.signature(make).parameters:
+            raise ConfigError(
+                f"exploration_std: expected Gaussian policies, {list(names)} have a {type(policy).__name__}; a dict by agent "
+                "has None for agents without one"
+            )
 
 
 def check_memories(

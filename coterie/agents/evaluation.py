@@ -81,6 +81,6 @@ def _successors(
     predicted, _ = networks.values(critic._replace(states=networks.critic_normalised(critic.states)), recall)
     parts = predicted.expand(-1, values.shape[2], -1).split([len(envs) for _, envs in places])
     successors = torch.cat([values[1:], parts[0].unsqueeze(0)])
-    for (row, envs), part in zip(places[1:], parts[1:], strict=True):
-        successors[row, envs] = part
+    for cut, part in zip(rollout.cuts, parts[1:], strict=True):
+        successors[cut.row, cut.envs] = torch.where(cut.agents, part, successors[cut.row, cut.envs])
     return successors

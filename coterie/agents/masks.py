@@ -50,10 +50,8 @@ class Masks:
             return None
         active = _stack("active_masks", self._active, names, 1)
         if self._waiting is not None and active is not None:
-            waiting = {uid: self._waiting[uid] for uid in names if uid in self._waiting}
-            if waiting:
-                nobody = torch.zeros_like(active[:, 0])
-                active = active | torch.stack([waiting.get(uid, nobody).bool() for uid in names], dim=1)
+            waiting = _stack("waiting_masks", self._waiting, names, 1, missing=False)
+            active = active if waiting is None else active | waiting
         return _some_missing(active)
 
     def actions(self, names: Sequence[str], width: int) -> Tensor | None:
@@ -73,8 +71,10 @@ def _some_missing(mask: Tensor | None) -> Tensor | None:
     return None if mask is None or (mask.device.type == "cpu" and bool(mask.all())) else mask
 
 
-def _stack(what: str, masks: Mapping[str, Tensor], names: Sequence[str], width: int) -> Tensor | None:
-    """The named agents' masks as bool ``[E, A, width]``, all True for those without one; None where nobody has one."""
+def _stack(
+    what: str, masks: Mapping[str, Tensor], names: Sequence[str], width: int, missing: bool = True
+) -> Tensor | None:
+    """The named agents' masks as bool ``[E, A, width]``, ``missing`` for those without one; None where nobody has one."""
     given = [uid for uid in names if uid in masks]
     if not given:
         return None
@@ -86,7 +86,7 @@ def _stack(what: str, masks: Mapping[str, Tensor], names: Sequence[str], width: 
     if isinstance(masks, AgentTensors) and len(given) == len(names):
         stacked = masks.stack(names)
     else:
-        everything = torch.ones_like(masks[given[0]], dtype=torch.bool)
-        stacked = torch.stack([masks[uid].bool() if uid in masks else everything for uid in names], dim=1)
+        default = torch.full_like(masks[given[0]], missing, dtype=torch.bool)
+        stacked = torch.stack([masks[uid].bool() if uid in masks else default for uid in names], dim=1)
     stacked = stacked if stacked.dtype == torch.bool else stacked.bool()
     return stacked.unsqueeze(-1) if stacked.dim() == 2 else stacked

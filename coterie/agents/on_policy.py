@@ -375,7 +375,8 @@ class OnPolicyAgent(MultiAgent):
         row = self._recorded % self.rollouts
         if row + 1 == self.rollouts:
             following = self._next_masks
-            moment = self._moment("next_states", next_states, infos, "shared_next_states", following)
+            shared = self._shared_state(infos, "shared_next_states")
+            moment = self._moment("next_states", next_states, shared, following)
             for group in self._learning_groups():
                 rollout = self._storage[group.names]
                 rollout.last = self._seen_by_critics(group, moment, "the critic's next states")
@@ -386,22 +387,27 @@ class OnPolicyAgent(MultiAgent):
         struck = self._stack("truncated", truncated, self.possible_agents) & ~ended
         if not bool(struck.any()):
             return
+        over = (ended | struck).all(dim=1)  # bool [E, 1]; elsewhere other agents go on, and nothing was reset
         resets = "final_states" in infos
-        if not resets and not self._warned:
+        if not resets and not self._warned and bool(over.any()):
             self._warned = True
             _log.warning(
                 "an episode was truncated and infos has no 'final_states': next_states are taken for its last "
                 "observations, which is right only for an environment that does not reset itself"
             )
         final = infos["final_states"] if resets else next_states
-        key = "final_shared_states" if resets else "shared_next_states"
-        moment = self._moment("final_states", final, infos, key, self._masks)
+        shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
+        if resets and bool((struck.any(dim=1) & ~over).any()):
+            final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
+            following = self._shared_state(infos, "shared_next_states")
+            shared = None if shared is None or following is None else torch.where(over, shared, following)
+        moment = self._moment("final_states", final, shared, self._masks)
         for group in self._learning_groups():
             cut = self._stack("truncated", truncated, group.names) & ~self._stack("terminated", terminated, group.names)
             envs = cut.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
-            if len(envs):  # only the rows of environments that ended mean anything
+            if len(envs):
                 critic = self._seen_by_critics(group, moment, "the critic's final states", envs)
-                self._storage[group.names].cuts.append(Cut(row, envs, critic))
+                self._storage[group.names].cuts.append(Cut(row, envs, critic, cut[envs]))
 
     def _rollout_moment(self) -> Moment:
         """What could be seen at all rows of the rollout."""
@@ -416,15 +422,13 @@ class OnPolicyAgent(MultiAgent):
     def _learning_groups(self) -> list[Group]:
         return [group for learner in self.learners if self.learns(learner) for group in learner.groups]
 
-    def _moment(
-        self, what: str, states: Mapping[str, Tensor], infos: Mapping[str, Any], key: str, masks: Masks
-    ) -> Moment:
-        """What can be seen at one moment of all environments; ``infos[key]`` is its shared state."""
+    def _moment(self, what: str, states: Mapping[str, Tensor], shared: Tensor | None, masks: Masks) -> Moment:
+        """What can be seen at one moment of all environments."""
         return Moment(
             self.groups,
             self.possible_agents,
             lambda group: self._observed(what, states, group, masks),
-            self._shared_state(infos, key),
+            shared,
             lambda group: masks.present(group.names),
         )
 

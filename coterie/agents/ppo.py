@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from coterie import functional
+from coterie.agents.checks import check_std_from_outside
 from coterie.agents.config import Config, Key
 from coterie.agents.evaluation import Evaluation, evaluate
 from coterie.agents.group_networks import CriticInput, Recall
@@ -78,6 +79,8 @@ class MultiAgentPPO(OnPolicyAgent):
         )
         self._weights: dict[tuple[str, ...], LossWeights] = {}
         self._critic_states: dict[tuple[str, ...], Tensor] = {}  # of recurrent critics, at the end of the last rollout
+        #: groups whose policies get their standard deviations from the configuration
+        self._explorers = [group for group in self.groups if self._explores(group)]
         if self.memories is not None:
             for learner in self.learners:
                 if self.learns(learner):
@@ -94,9 +97,29 @@ class MultiAgentPPO(OnPolicyAgent):
             scheduler_kwargs=value["learning_rate_scheduler_kwargs"],
         )
 
+    def _explores(self, group: Group) -> bool:
+        std = self.agent_cfg["exploration_std"][group.names[0]]
+        if std is None or group.policy is None:
+            return False
+        check_std_from_outside(group.names, group.policy.unique)
+        # that of a schedule is set when a rollout begins
+        self.networks[group.names].std = 1.0 if callable(std) else float(std)
+        return True
+
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
         self._critic_states.clear()
+
+    # ---- acting ----------------------------------------------------------------------------------------------------------
+
+    def act(
+        self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
+        if self.training and self._recorded % self.rollouts == 0:  # the update must see what acting saw
+            for group in self._explorers:
+                std = self.config_values(group, "exploration_std", 0, timestep, timesteps)
+                self.networks[group.names].std = std
+        return super().act(states, timestep, timesteps, infos)
 
     # ---- the update ------------------------------------------------------------------------------------------------------
 

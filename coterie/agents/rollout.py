@@ -73,11 +73,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a time limit struck: at ``row``, in the environments ``envs`` ``[N]``; ``critic`` is what critics saw last."""
+    """Where a time limit struck: at ``row``, in the environments ``envs`` ``[N]``, the ``agents`` (bool ``[N, A, 1]``);
+    ``critic`` is what critics saw last.
+    """
 
     row: int
     envs: Tensor
     critic: CriticInput
+    agents: Tensor
 
 
 class Rollout:

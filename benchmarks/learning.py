@@ -1,0 +1,195 @@
+"""Learning runs whose results are known from elsewhere: returns after a few minutes, seed by seed. One thread a run.
+
+``--list`` shows the tasks, what is known of them, and their settings are in ``TASKS`` below. Each run leaves its
+``metrics.csv`` in ``runs/learning/<task>-<seed>``; ``plot_curves.py`` draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coterie import set_seed, wrap_env
+from coterie.agents import IPPO, IPPO_DEFAULT_CONFIG, MAPPO, MAPPO_DEFAULT_CONFIG
+from coterie.envs import MultiAgentEnv, make
+from coterie.memories import RandomMemory
+from coterie.models import build_models
+from coterie.preprocessors import ValueNorm
+from coterie.schedulers import LinearSchedule
+from coterie.trainers import SequentialTrainer
+
+ALGORITHMS = {"mappo": (MAPPO, MAPPO_DEFAULT_CONFIG), "ippo": (IPPO, IPPO_DEFAULT_CONFIG)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run's settings.
+
+    :param environment: makes the environment from a number of copies and a seed
+    :param known: what is known of its returns
+    :param goal: the return to reach
+    :param timesteps: steps of the vectorised environment
+    :param sampled: whether evaluations sample actions rather than taking the most probable ones
+    :param of_one: whether the return is one agent's (all share their reward) rather than the sum over agents
+    """
+
+    environment: Callable[[int, int], MultiAgentEnv]
+    known: str
+    goal: float
+    timesteps: int
+    num_envs: int = 64
+    algorithm: str = "mappo"
+    models: dict[str, Any] = field(default_factory=dict)
+    cfg: dict[str, Any] = field(default_factory=dict)
+    sampled: bool = False
+    of_one: bool = False
+
+
+def built_in(name: str, **options: Any) -> Callable[[int, int], MultiAgentEnv]:
+    return lambda num_envs, seed: make(name, num_envs=num_envs, seed=seed, **options)
+
+
+def foraging(num_envs: int, seed: int) -> MultiAgentEnv:
+    import gymnasium
+    import lbforaging  # noqa: F401 (registers its environments)
+
+    def one() -> gymnasium.Env:
+        return gymnasium.make("Foraging-8x8-2p-2f-coop-v3", disable_env_checker=True)
+
+    return wrap_env(one, num_envs=num_envs, seed=seed)
+
+
+REPEATED = {
+    "num_envs": 32,
+    "timesteps": 10_000,
+    "of_one": True,
+    "cfg": {"rollouts": 25, "learning_epochs": 10, "learning_rate": 5e-4, "entropy_loss_scale": 0.01},
+}
+
+RECALL: dict[str, Any] = {
+    "timesteps": 1680,
+    "cfg": {"rollouts": 28, "learning_epochs": 5, "learning_rate": 3e-3, "entropy_loss_scale": 0.01},
+}
+
+TASKS: dict[str, Task] = {
+    "foraging": Task(
+        foraging,
+        "level-based foraging 8x8-2p-2f-coop, all food is 1.0; MAPPO 1.00 after 20M steps (Papoudakis et al. 2021)",
+        goal=0.97,
+        timesteps=30_000,
+        num_envs=16,
+        models={"critic": "heads"},
+        cfg={"rollouts": 50, "discount_factor": 0.99, "learning_epochs": 5, "mini_batches": 2, "entropy_loss_scale": 0.01},
+        sampled=True,
+    ),
+    "speaker_listener": Task(
+        built_in("particle/simple_speaker_listener"),
+        "no communication -31, oracle -14.6 (sum of both agents)",
+        goal=-16.0,
+        timesteps=20_000,
+        models={"hidden": (64, 64)},
+        cfg={"entropy_loss_scale": 0.03},
+    ),
+    "climbing": Task(
+        built_in("matrix/climbing"), "best 275; safe equilibrium 175, where policy gradients end", goal=175.0, **REPEATED
+    ),
+    "penalty-0": Task(built_in("matrix/penalty", penalty=0.0), "best 250", goal=250.0, **REPEATED),
+    "penalty-25": Task(built_in("matrix/penalty", penalty=-25.0), "best 250, safe 50", goal=50.0, **REPEATED),
+    "penalty-100": Task(built_in("matrix/penalty", penalty=-100.0), "best 250, safe 50", goal=50.0, **REPEATED),
+    "recall-gru": Task(
+        built_in("memory/recall"), "best 2.0, without memory 1.0", goal=1.95, models={"rnn": "gru"}, **RECALL
+    ),
+    "recall-lstm": Task(
+        built_in("memory/recall"), "best 2.0, without memory 1.0", goal=1.95, models={"rnn": "lstm"}, **RECALL
+    ),
+    "recall-mlp": Task(built_in("memory/recall"), "best 2.0, without memory 1.0", goal=0.9, **RECALL),
+}
+
+SETTINGS: dict[str, Any] = {
+    "rollouts": 25,
+    "learning_epochs": 10,
+    "mini_batches": 4,
+    "learning_rate": 1e-3,
+    "discount_factor": 0.95,
+    "value_preprocessor": ValueNorm,
+    "clip_predicted_values": True,
+    "grad_norm_clip": 10.0,
+    "time_limit_bootstrap": True,
+}
+
+
+def run(name: str, seed: int, directory: Path | str = "runs/learning", **changes: Any) -> tuple[float, float, int]:
+    """Train on one task.
+
+    :param changes: of the task's fields
+
+    :return: evaluation return, seconds of training (evaluations included), environment steps
+    """
+    task = Task(**{**vars(TASKS[name]), **changes})
+    torch.set_num_threads(1)
+    set_seed(seed)
+    env, eval_env = task.environment(task.num_envs, seed), task.environment(task.num_envs, seed + 10_000)
+    agent_class, default_config = ALGORITHMS[task.algorithm]
+    cfg = default_config.copy()
+    cfg.update({**SETTINGS, **task.cfg})
+    cfg["learning_rate"] = LinearSchedule(cfg["learning_rate"], 0.05 * cfg["learning_rate"])
+    if task.models.get("critic") in ("pooled", "attention"):
+        cfg["critic_input"] = "observations"
+    cfg["experiment"].update(directory=str(directory), experiment_name=f"{name}-{seed}", checkpoint_interval=0)
+    agent = agent_class(
+        env.possible_agents,
+        build_models(env, task.algorithm, **task.models),
+        {uid: RandomMemory(cfg["rollouts"], env.num_envs, env.device) for uid in env.possible_agents},
+        env.observation_spaces,
+        env.action_spaces,
+        env.device,
+        cfg,
+        env.shared_observation_spaces,
+    )
+    trainer = SequentialTrainer(
+        env,
+        agent,
+        cfg={
+            "timesteps": task.timesteps,
+            "headless": True,
+            "disable_progressbar": True,
+            "stochastic_evaluation": task.sampled,
+            "evaluation_interval": max(task.timesteps // 20, 1),
+            "evaluation_episodes": 128,
+        },
+        eval_env=eval_env,
+    )
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    results = trainer.eval(episodes=512)
+    reached = results["agents"][env.possible_agents[0]] if task.of_one else results["mean"]
+    return reached, seconds, task.timesteps * env.num_envs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", default=list(TASKS), help="which tasks; all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--directory", default="runs/learning")
+    parser.add_argument("--list", action="store_true", help="show the tasks and leave")
+    args = parser.parse_args(arguments)
+    if args.list:
+        for name, task in TASKS.items():
+            print(f"{name}: {task.known}; goal {task.goal}, {task.timesteps * task.num_envs:,} env steps")
+        return
+    print("| task | seed | return | goal | env steps | seconds |\n|---|---|---|---|---|---|")
+    for name in args.tasks:
+        for seed in args.seeds:
+            reached, seconds, steps = run(name, seed, args.directory)
+            print(f"| {name} | {seed} | {reached:.2f} | {TASKS[name].goal} | {steps:,} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
