@@ -24,6 +24,7 @@ from tests.agents.ppo_teams import E, Models, Team, perturb
 T = 8
 RANDPERM = torch.randperm
 TOLERANCE = 1e-5
+DOUBTFUL = 5e-7  # from where a doubt about a parameter is allowed for
 
 CLASSES = {"mappo": MAPPO, "ippo": IPPO}
 DEFAULTS = {"mappo": MAPPO_DEFAULT_CONFIG, "ippo": IPPO_DEFAULT_CONFIG}
@@ -284,14 +285,20 @@ class Run:
             assert outputs[uid]["mean_actions"].shape == actions[uid].shape
 
     def difference(self) -> float:
-        """The largest difference of a parameter from the reference's."""
+        """The largest difference of a parameter from the reference's, beyond what rounding may have made of it."""
         worst = 0.0
         for uid, roles in self.models.items():
             for role, model in roles.items():
-                theirs = self.reference.models[uid][role].state_dict()
-                mine = model.state_dict()
-                assert mine.keys() == theirs.keys()
-                worst = max(worst, *(float((mine[k] - theirs[k]).abs().max()) for k in mine))
+                theirs = self.reference.models[uid][role]
+                doubts = {name: self.reference.doubts.get(p) for name, p in theirs.named_parameters()}
+                mine, state = model.state_dict(), theirs.state_dict()
+                assert mine.keys() == state.keys()
+                for name, tensor in mine.items():
+                    doubt = doubts.get(name)
+                    apart = (tensor - state[name]).abs()
+                    if doubt is not None:
+                        apart = apart - torch.where(doubt > DOUBTFUL, 10 * doubt, 0.0)
+                    worst = max(worst, float(apart.max()))
         return worst
 
     def movement(self) -> float:
@@ -307,7 +314,8 @@ def run_by_both(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Two updates by both, which must agree after each, on the first data for which they can.
 
     The reference has float64, the library float32: where a ratio is within rounding of its clipping bound, or a gradient
-    almost nothing but rounding, which Adam then blows up to a whole step, they may differ though both are right.
+    almost nothing but rounding, which Adam then blows up to a whole step, they may differ though both are right. A little of
+    the latter is allowed for, parameter by parameter.
     """
     for seed in range(case.seed, case.seed + 20):
         with monkeypatch.context() as patch:
@@ -316,7 +324,7 @@ def run_by_both(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> 
             for _ in range(2):
                 run.rollout()
                 differences.append(run.difference())
-            if run.reference.kink < 1e-6 or run.reference.doubt > 2e-6 or run.reference.empty:
+            if run.reference.kink < 1e-6 or run.reference.doubt > 2e-5 or run.reference.empty:
                 continue
             assert max(differences) < TOLERANCE
             run.act()  # with normalisers that have learned twice

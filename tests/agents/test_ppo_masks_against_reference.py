@@ -58,6 +58,8 @@ def three(*values: Any) -> dict[str, Any]:
 def case(
     name: str, team: Any, models: Any, cfg: Any = None, algorithms: Any = ("mappo", "ippo"), **kwargs: Any
 ) -> Case:
+    if "shared_state_preprocessor" in (cfg or {}):
+        algorithms = ("mappo",)
     return Case(name, team, models, cfg or {}, algorithms, **{"style": "lives", "masked": True, **kwargs})
 
 
@@ -92,6 +94,11 @@ CASES = [
     case("lives and masks, multidiscrete", lambda: alike(3, "multidiscrete"), distinct, algorithms=("mappo",)),
     case("lives and masks, two groups", mixed, shared, EVERYTHING),
     case("lives and masks, two groups, distinct", mixed, distinct, EVERYTHING),
+    case("lives and masks, mixture, ippo", lambda: alike(4), mixture, NORMALISERS, ("ippo",)),
+    case("lives and masks, chain, ippo", lambda: alike(3), chain, NORMALISERS, ("ippo",)),
+    case("lives and masks, pairs, ippo", lambda: alike(4), pairs, {**SCALER, **POPART}, ("ippo",)),
+    case("lives and masks, by hand, ippo", lambda: alike(6), handwritten, NORMALISERS, ("ippo",)),
+    case("lives and masks, two groups, ippo", mixed, distinct, NORMALISERS, ("ippo",)),
     case("lives and masks, mixture", lambda: alike(4), mixture, EVERYTHING),
     case("lives and masks, pairs", lambda: alike(4), pairs, EVERYTHING),
     case("lives and masks, chain", lambda: alike(3), chain, EVERYTHING),
