@@ -399,8 +399,8 @@ class OnPolicyAgent(MultiAgent):
         shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
         if resets and bool((struck.any(dim=1) & ~over).any()):
             final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
-            following = self._shared_state(infos, "shared_next_states")
-            shared = None if shared is None or following is None else torch.where(over, shared, following)
+            going_on = self._shared_state(infos, "shared_next_states")
+            shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
         moment = self._moment("final_states", final, shared, self._masks)
         for group in self._learning_groups():
             cut = self._stack("truncated", truncated, group.names) & ~self._stack("terminated", terminated, group.names)
