@@ -79,6 +79,7 @@ CASES = [
     case("lives, gaussian", lambda: alike(3, "gaussian"), distinct, masked=False, algorithms=("ippo",)),
     case("lives, squashed", lambda: alike(3, "bounded"), squashed, {"entropy_loss_scale": 0.0}, ("mappo",), masked=False),
     case("lives, clipped actions", lambda: alike(3, "clipped"), distinct, masked=False, algorithms=("ippo",)),
+    case("lives, multibinary", lambda: alike(3, "multibinary"), shared, masked=False),
     case("lives, two groups", mixed, shared, masked=False),
     # who waits
     case("turns, shared", lambda: alike(2), shared, style="turns"),
