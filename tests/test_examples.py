@@ -24,9 +24,11 @@ BUDGETS = {
         "32",
     ],
     "mappo_vmas_navigation.py": ["--iterations", "1", "--num-envs", "4", "--epochs", "1"],
+    "recurrent_recall.py": ["--timesteps", "56", "--num-envs", "4"],
     "skrl_style.py": ["--timesteps", "50"],
+    "tictactoe_self_play.py": ["--timesteps", "40", "--num-envs", "2", "--rollouts", "20", "--games", "4"],
 }
-NEEDS = {"ippo_pettingzoo.py": "mpe2", "mappo_vmas_navigation.py": "vmas"}
+NEEDS = {"ippo_pettingzoo.py": "mpe2", "mappo_vmas_navigation.py": "vmas", "tictactoe_self_play.py": "pygame"}
 
 
 def test_every_example_has_a_budget() -> None:

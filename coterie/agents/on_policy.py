@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.base import MultiAgent
-from coterie.agents.checks import check_finite, check_memories
+from coterie.agents.checks import check_finite, check_memories, check_minibatches
 from coterie.agents.group_networks import CriticInput, GroupNetworks, Recall
 from coterie.agents.groups import Group, Learner
-from coterie.agents.masks import Masks, blank
+from coterie.agents.masks import Masks, blank, own_ends
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor, make_preprocessor
 from coterie.agents.outputs import Outputs
+from coterie.agents.precision import mixed_precision_allowed
 from coterie.agents.rollout import Cut, Rollout
 from coterie.memories.base import Memory
 from coterie.models.base import Model
@@ -78,7 +78,10 @@ class OnPolicyAgent(MultiAgent):
         self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_memories(self.memories, self.models, self.learning_agents, self.rollouts)
-            self._check_minibatches(next(iter(self.memories.values())).num_envs)
+            num_envs = next(iter(self.memories.values())).num_envs
+            for learner in filter(self.learns, self.learners):
+                parts = self.agent_cfg["mini_batches"][learner.names[0]]
+                check_minibatches(learner, parts, self.rollouts, num_envs)
 
     # ---- what the critic sees --------------------------------------------------------------------------------------------
 
@@ -118,17 +121,6 @@ class OnPolicyAgent(MultiAgent):
                     f"{needed}: {self.critic_sees}"
                 )
 
-    def _check_minibatches(self, num_envs: int) -> None:
-        for learner in filter(self.learns, self.learners):
-            length = min(learner.sequence_length, self.rollouts)
-            sequences = math.ceil(self.rollouts / length) * num_envs
-            parts = self.agent_cfg["mini_batches"][learner.names[0]]
-            if parts > sequences:
-                what = "samples" if length == 1 else f"sequences of {length} steps"
-                raise ValueError(
-                    f"mini_batches: {parts} for {learner.names[0]!r}, but a rollout has {sequences} {what}"
-                )
-
     def _make_preprocessors(self, learner: Learner) -> None:
         """Build the configured normalisers: one for each parameter set, since one network has one input scale."""
         for group in learner.groups:
@@ -142,7 +134,7 @@ class OnPolicyAgent(MultiAgent):
         return make_preprocessor(owners, key, self.agent_cfg[key], self.agent_cfg[f"{key}_kwargs"], size, self.device)
 
     def _make_networks(self, group: Group) -> GroupNetworks:
-        mixed = bool(self.agent_cfg["mixed_precision"][group.names[0]])
+        mixed = mixed_precision_allowed(bool(self.agent_cfg["mixed_precision"][group.names[0]]), self.device)
         return GroupNetworks(group, self.device, mixed, self.critic_preprocessor(group))
 
     def learns(self, learner: Learner) -> bool:
@@ -309,6 +301,10 @@ class OnPolicyAgent(MultiAgent):
         )
         if not self._storage:
             return
+        everyone, present = tuple(self.possible_agents), masks.present(self.possible_agents)
+        if present is not None:
+            flags = (self._stack("terminated", terminated, everyone), self._stack("truncated", truncated, everyone))
+            terminated, truncated = (AgentTensors.single(everyone, own) for own in own_ends(*flags, present))
         self._record_shared_state(infos)
         grown = False
         for group in self.groups:
@@ -392,8 +388,8 @@ class OnPolicyAgent(MultiAgent):
         shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
         if resets and bool((struck.any(dim=1) & ~over).any()):
             final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
-            following = self._shared_state(infos, "shared_next_states")
-            shared = None if shared is None or following is None else torch.where(over, shared, following)
+            going_on = self._shared_state(infos, "shared_next_states")
+            shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
         moment = self._moment("final_states", final, shared, masks)
         for group in self._learning_groups():
             cut = self._stack("truncated", truncated, group.names) & ~self._stack("terminated", terminated, group.names)

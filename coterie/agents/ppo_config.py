@@ -57,7 +57,7 @@ PPO_DEFAULT_CONFIG = Config({
     "rewards_shaper": None,               # function (rewards, timestep, timesteps) -> rewards, each [E, 1]
     "time_limit_bootstrap": False,        # value what lies beyond a truncation; False treats it as a termination
 
-    "mixed_precision": False,             # run networks in bfloat16 where that is safe
+    "mixed_precision": False,             # run networks in bfloat16, all else in float32 (where there are units for it)
     "trainable": True,                    # whether to learn; False for teammates that act and are seen by critics only
 
     "experiment": {

@@ -85,9 +85,10 @@ def build_models(
     :param rnn_layers: number of recurrent layers
     :param sequence_length: number of steps that the recurrent layers' gradients flow through
     :param cnn: output channels of the convolutions that images go through; empty to flatten images
-    :param critic: ``"mlp"``; or a critic of the whole team, one for everybody, that gives each agent a value: ``"pooled"`` for
-        one that averages over the others, ``"attention"`` for one that attends to them. Such a critic sees all agents'
-        observations (``critic_input`` is ``"observations"``) and has no memory
+    :param critic: ``"mlp"`` gives the team one value (``"agent"`` inputs aside), which suits rewards that all agents share; one
+        critic for everybody with a value for each agent is ``"heads"``, a perceptron with an output for each agent,
+        ``"pooled"``, which averages over what the other agents observe, or ``"attention"``, which attends to it. These three
+        have no memory; the last two see all agents' observations (``critic_input`` is ``"observations"``)
     :param critic_input: what centralised critics see, as the configuration of the agent says it: ``"state"`` (the default),
         ``"observations"`` of all agents, the own observation and the state (``"agent"``), or ``"both"`` of the first two
 
@@ -108,7 +109,13 @@ def build_models(
     gaussian = {"initial_log_std": initial_log_std, "state_dependent_std": state_dependent_std}
     value_hidden = tuple(hidden if value_hidden is None else value_hidden)
     everybody: Model | None = None
-    if critic in TEAM_CRITICS:
+    if critic == "heads":
+        space = _seen(env, agents, agents[0], sees)
+        action_space = env.action_spaces[agents[0]]
+        everybody = Value(
+            space, action_space, device, values=len(agents), hidden=value_hidden, activation=activation, cnn=cnn
+        )
+    elif critic in TEAM_CRITICS:
         observed = {uid: env.observation_spaces[uid] for uid in agents}
         everybody = TeamValue(observed, TEAM_CRITICS[critic], value_hidden, activation, cnn=cnn, device=device)
     models: dict[str, dict[str, Model]] = {}
@@ -136,8 +143,8 @@ def build_models(
 
 def _critic_input(algorithm: str, critic: str, critic_input: str | None) -> str:
     """What critics see: one of ``CRITIC_INPUTS``, or ``"own"``, the own observation."""
-    if critic not in ("mlp", *TEAM_CRITICS):
-        raise ValueError(f"critic: expected one of {['mlp', *TEAM_CRITICS]}, got {critic!r}")
+    if critic not in ("mlp", "heads", *TEAM_CRITICS):
+        raise ValueError(f"critic: expected one of {['mlp', 'heads', *TEAM_CRITICS]}, got {critic!r}")
     if critic_input is not None and critic_input not in CRITIC_INPUTS:
         raise ValueError(f"critic_input: expected one of {list(CRITIC_INPUTS)}, got {critic_input!r}")
     if not CENTRALISED[algorithm]:
@@ -147,6 +154,10 @@ def _critic_input(algorithm: str, critic: str, critic_input: str | None) -> str:
                 f"critic_input={critic_input!r}, or use one of {[name for name in CENTRALISED if CENTRALISED[name]]}"
             )
         return "own"
+    if critic == "heads" and critic_input == "agent":
+        raise ValueError(
+            "a critic of the kind 'heads' sees what all agents see alike: expected another critic_input than 'agent'"
+        )
     if critic in TEAM_CRITICS and critic_input not in (None, "observations"):
         raise ValueError(
             f"a critic of the kind {critic!r} sees 'observations', not {critic_input!r}: leave critic_input out"

@@ -203,17 +203,24 @@ class TanhGaussianPolicy(TanhGaussianMixin, _MeanPolicy):
 
 
 class Value(DeterministicMixin, Network):
-    """Critic: one value ``[B, 1]``; keyword arguments are those of :class:`Network`."""
+    """Critic: one value ``[B, 1]``; other keyword arguments are those of :class:`Network`.
+
+    :param values: with more than one, a value for each of that many agents of a team, ``[B, agents of the team]``, from
+        what all of them see alike
+    """
 
     def __init__(
         self,
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         device: str | torch.device | None = None,
+        *,
+        values: int = 1,
         **network: Any,
     ) -> None:
-        Network.__init__(self, observation_space, action_space, device, 1, VALUE_GAIN, **network)
+        Network.__init__(self, observation_space, action_space, device, values, VALUE_GAIN, **network)
         DeterministicMixin.__init__(self)
+        self.values_per_agent = values > 1
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
         return self._run(inputs)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coterie.models import DeterministicMixin, GaussianMixin, Model
 from coterie.models.batch import VMAP_FROM, ModelBatch, same_architecture
 from coterie.models.flat_parameters import FlatParameters
-from coterie.models.layers import Tanh
+from coterie.models.layers import WORTHWHILE, Tanh
 from coterie.models.networks import CategoricalPolicy, GaussianPolicy, MultiCategoricalPolicy, TanhGaussianPolicy, Value
 
 WIDTH = 3
@@ -483,6 +483,36 @@ def test_layers_with_reparametrised_weights() -> None:
         nn.utils.spectral_norm(model.first)
         model.set_mode("eval")
     assert batch_of(models).mode == "loop"
+
+
+def test_layers_without_parameters_that_differ_in_kind_go_through_the_loop() -> None:
+    """Sigmoid and Tanh have equal attributes: none."""
+    models = [UNSTACKED["softmax"](nn.Sigmoid() if i % 2 else nn.Tanh()) for i in range(VMAP_FROM)]
+    check(models, "loop")
+
+
+@pytest.mark.parametrize("rnn", [None, "gru", "lstm"])
+def test_many_rows_go_through_vmap_too(rnn: str | None) -> None:
+    """Layers leave their stock forms there, which must not reach into vmap."""
+    models = [
+        GaussianPolicy(OBSERVATION, BOX, hidden=(64,), state_dependent_std=True, rnn=rnn) for _ in range(VMAP_FROM)
+    ]
+    both = batch_of(models)
+    assert both.mode == "vmap"
+    states = torch.randn(300, VMAP_FROM, WIDTH)
+    assert states.shape[0] * 64 > WORTHWHILE
+    mean, log_std = (
+        both(states) if rnn is None else both.unroll(states, both.initial_state(300, VMAP_FROM), None, None, 1)[0]
+    )
+    torch.stack([mean.square().sum(), log_std.square().sum()]).sum().backward()
+    grads = [{name: p.grad.clone() for name, p in m.named_parameters() if p.grad is not None} for m in models]
+    for a, model in enumerate(models):
+        expected = model.compute({"states": states[:, a]})
+        torch.testing.assert_close(mean[:, a], expected[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(log_std[:, a], expected[1], atol=1e-6, rtol=0)
+        mine = torch.autograd.grad(expected[0].square().sum() + expected[1].square().sum(), list(model.parameters()))
+        for grad, (name, _) in zip(mine, model.named_parameters(), strict=True):
+            torch.testing.assert_close(grads[a][name], grad, atol=1e-4, rtol=1e-4)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

@@ -286,7 +286,9 @@ def test_what_critics_see(
 
 
 def test_critics_and_inputs_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"critic: expected one of \['mlp', 'pooled', 'attention'\], got 'deep'"):
+    with pytest.raises(
+        ValueError, match=r"critic: expected one of \['mlp', 'heads', 'pooled', 'attention'\], got 'deep'"
+    ):
         build_models(team(), critic="deep")
     with pytest.raises(ValueError, match=r"critic_input: expected one of \['state', .*got 'all'"):
         build_models(team(), critic_input="all")

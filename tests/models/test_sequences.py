@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from coterie.models import GRU, LSTM, DeterministicMixin, GaussianMixin, Model
-from coterie.models.batch import VMAP_FROM, ModelBatch
+from coterie.models.batch import VMAP_FROM, ModelBatch, same_architecture
 from coterie.models.flat_parameters import FlatParameters
 from coterie.models.sequences import Recurrence, recurrence_of
 
@@ -308,6 +309,40 @@ def declaring(declared: Any) -> Model:
     model = Stepwise()
     model.get_specification = lambda: {"rnn": declared}  # type: ignore[method-assign]
     return model
+
+
+def test_layers_with_hooks_are_not_stacked_without_them() -> None:
+    models = [Recurrent() for _ in range(2)]
+    for model in models:
+        model.rnn.register_forward_hook(lambda module, args, output: (output[0] * 3.0, output[1]))
+    check(models, "loop", False, True)
+
+
+def test_operations_that_vmap_only_loops_over_go_through_the_loop() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert batch_of([Stepwise() for _ in range(VMAP_FROM)]).mode == "loop"
+
+
+def test_states_keep_their_precision() -> None:
+    for kind in (Recurrent, Stepwise, OwnCell):
+        batch = batch_of([kind()])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            _, new = batch.unroll(torch.randn(6, 1, WIDTH), batch.initial_state(3, 1), None, None, 2)
+        assert new.dtype == torch.float32
+
+
+def test_models_of_unequal_sequence_lengths_are_of_unequal_architecture() -> None:
+    class Longer(Recurrent):
+        length = 7
+
+        def get_specification(self) -> dict[str, Any]:
+            return {"rnn": {**super().get_specification()["rnn"], "sequence_length": self.length}}
+
+    one, other = Longer(), Longer()
+    assert same_architecture([one, other])
+    other.length = 8
+    assert not same_architecture([one, other])
 
 
 def test_what_a_model_declares() -> None:
