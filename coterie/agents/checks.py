@@ -12,21 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from coterie.agents.config import ConfigError
-from coterie.agents.groups import Learner
 from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.mixins import StochasticMixin
 from coterie.models.scripted import ScriptedPolicy
 
-__all__ = [
-    "check_finite",
-    "check_memories",
-    "check_minibatches",
-    "check_models",
-    "check_std_from_outside",
-    "team_device",
-    "with_scripts",
-]
+__all__ = ["check_finite", "check_memories", "check_models", "check_std_from_outside", "team_device", "with_scripts"]
 
 
 def with_scripts(
@@ -132,18 +123,6 @@ def check_memories(
     sizes = {uid: memory.num_envs for uid, memory in memories.items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"memories: expected one num_envs for all agents, got {sizes}")
-
-
-def check_minibatches(learner: Learner, parts: int, rollouts: int, num_envs: int) -> None:
-    """Check that a rollout has a sequence for each of its ``parts``.
-
-    :raises ValueError: it has fewer
-    """
-    length = min(learner.sequence_length, rollouts)
-    sequences = math.ceil(rollouts / length) * num_envs
-    if parts > sequences:
-        what = "samples" if length == 1 else f"sequences of {length} steps"
-        raise ValueError(f"mini_batches: {parts} for {learner.names[0]!r}, but a rollout has {sequences} {what}")
 
 
 def check_finite(what: str, tensor: Tensor, names: Sequence[str], num_envs: int | None = None) -> None:

@@ -24,21 +24,26 @@ class Evaluation:
     state: Tensor | None = None  # [E, A or 1, W], after the last row: the next rollout goes on from it
 
 
-def evaluate(networks: GroupNetworks, rollout: Rollout, critic: CriticInput, state: Tensor | None) -> Evaluation:
+def evaluate(
+    networks: GroupNetworks, rollout: Rollout, critic: CriticInput, state: Tensor | None, over: Tensor
+) -> Evaluation:
     """Run a group's critics over a rollout.
 
     :param critic: normalised inputs of all rows ``[T * E, A or 1, F]``
     :param state: of recurrent critics before the first row ``[E, A or 1, W]``; None for zeros
+    :param over: where the whole team's episode ended, bool ``[T, E, 1, 1]``
     """
     if networks.critic_remembers:
-        return _in_turn(networks, rollout, critic, state)
+        return _in_turn(networks, rollout, critic, state, over)
     shape = rollout["rewards"].shape
     predicted, _ = networks.values(critic)
     values = predicted.expand(-1, shape[2], -1).view(shape)
     return Evaluation(values, _successors(networks, rollout, values, lambda row, envs: None))
 
 
-def _in_turn(networks: GroupNetworks, rollout: Rollout, critic: CriticInput, state: Tensor | None) -> Evaluation:
+def _in_turn(
+    networks: GroupNetworks, rollout: Rollout, critic: CriticInput, state: Tensor | None, over: Tensor
+) -> Evaluation:
     """Step by step, since what a recurrent critic makes of a successor depends on what it remembers then."""
     steps, environments, agents, _ = rollout["rewards"].shape
     batch = networks.group.value
@@ -46,7 +51,7 @@ def _in_turn(networks: GroupNetworks, rollout: Rollout, critic: CriticInput, sta
     if state is None:
         state = batch.initial_state(environments, critic.states.shape[1])
     own = state.shape[1] > 1 or agents == 1  # a state for each agent, in place of one for the team
-    ended = rollout.ended() if own else rollout.ended().all(dim=2, keepdim=True)
+    ended = rollout.ended() if own else over
     active = rollout.mask("active") if own else None
     values: list[Tensor] = []
     chunk_states: list[Tensor] = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
 
-__all__ = ["Masks", "blank", "own_ends"]
+__all__ = ["Masks", "blank"]
 
 
 def blank(x: Tensor, present: Tensor | None) -> Tensor:
@@ -64,17 +64,6 @@ class Masks:
         allowed = _stack("action_masks", self._actions, names, width)
         active = self.active(names)
         return allowed if allowed is None or active is None else allowed | ~active
-
-
-def own_ends(ended: Tensor, cut: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends that count: what was done for an absent agent means nothing until the whole episode is over.
-
-    :param ended: whether agents were terminated, bool ``[E, A, 1]``
-    :param cut: whether they were truncated
-    :param present: whether they are there
-    """
-    counts = present | (ended | cut).all(dim=1, keepdim=True)
-    return ended & counts, cut & counts
 
 
 def _some_missing(mask: Tensor | None) -> Tensor | None:

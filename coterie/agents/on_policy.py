@@ -1,11 +1,11 @@
-"""Acting, and the recording of rollouts that an update then reads whole: what all on-policy algorithms have in common."""
+"""The recording of rollouts that an update then reads whole: what all on-policy algorithms have in common."""
 
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
@@ -13,19 +13,15 @@ import torch
 from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
-from coterie.agents.base import MultiAgent
-from coterie.agents.checks import check_finite, check_memories, check_minibatches
-from coterie.agents.group_networks import CriticInput, GroupNetworks, Recall
-from coterie.agents.groups import Group, Learner
-from coterie.agents.masks import Masks, blank, own_ends
+from coterie.agents.acting import ActingAgent
+from coterie.agents.checks import check_finite, check_memories
+from coterie.agents.group_networks import CriticInput
+from coterie.agents.groups import Group
+from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
-from coterie.agents.normalisation import SetPreprocessor, make_preprocessor
-from coterie.agents.outputs import Outputs
-from coterie.agents.precision import mixed_precision_allowed
 from coterie.agents.rollout import Cut, Rollout
 from coterie.memories.base import Memory
 from coterie.models.base import Model
-from coterie.models.distributions import Distribution, check_action_masks
 from coterie.spaces import flat_size
 
 __all__ = ["OnPolicyAgent"]
@@ -33,17 +29,7 @@ __all__ = ["OnPolicyAgent"]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What one group chose at a step, until the step is recorded."""
-
-    actions: Tensor  # [E, A, n], as the environment takes them
-    latent: Tensor  # [E, A, k], as they were drawn
-    log_prob: Tensor  # [E, A, 1]
-    state: Tensor | None  # [E, A, W], the recurrent state that they were chosen from
-
-
-class OnPolicyAgent(MultiAgent):
+class OnPolicyAgent(ActingAgent):
     """A team that learns from rollouts of ``cfg["rollouts"]`` steps, each of which is used for one update.
 
     See :class:`MultiAgent` for the parameters. With memories, every agent that learns needs a value model, and its memory's
@@ -64,13 +50,6 @@ class OnPolicyAgent(MultiAgent):
         super().__init__(
             possible_agents, models, memories, observation_spaces, action_spaces, device, cfg, shared_observation_spaces
         )
-        self._check_critics()
-        for learner in self.learners:
-            self._make_preprocessors(learner)
-        self.networks = {group.names: self._make_networks(group) for group in self.groups}
-        self._pending: dict[tuple[str, ...], _Choice] = {}
-        self._remembered: dict[tuple[str, ...], Tensor] = {}  # recurrent states [E, A, W] while acting
-        self._set_aside: dict[tuple[str, ...], Tensor] = {}  # those of training, during an evaluation
         self._storage: dict[tuple[str, ...], Rollout] = {}
         self._shared: Memory | None = None
         self._recorded = 0
@@ -78,10 +57,7 @@ class OnPolicyAgent(MultiAgent):
         self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_memories(self.memories, self.models, self.learning_agents, self.rollouts)
-            num_envs = next(iter(self.memories.values())).num_envs
-            for learner in filter(self.learns, self.learners):
-                parts = self.agent_cfg["mini_batches"][learner.names[0]]
-                check_minibatches(learner, parts, self.rollouts, num_envs)
+            self._check_minibatches(next(iter(self.memories.values())).num_envs)
 
     # ---- what the critic sees --------------------------------------------------------------------------------------------
 
@@ -97,10 +73,6 @@ class OnPolicyAgent(MultiAgent):
         """The critics' inputs ``[B, A or 1, F]`` (1 where all agents' are equal) at one moment; zeros in place of what an
         absent agent would see by itself (a model that asks for its id still has it).
         """
-
-    @abstractmethod
-    def critic_preprocessor(self, group: Group) -> SetPreprocessor | None:
-        """What normalises the critics' inputs."""
 
     def critic_inputs(self, group: Group, moment: Moment) -> CriticInput:
         """What a group's critics see at one moment."""
@@ -121,31 +93,21 @@ class OnPolicyAgent(MultiAgent):
                     f"{needed}: {self.critic_sees}"
                 )
 
-    def _make_preprocessors(self, learner: Learner) -> None:
-        """Build the configured normalisers: one for each parameter set, since one network has one input scale."""
-        for group in learner.groups:
-            if group.scripts is None:
-                group.state_preprocessor = self._preprocessor(group, "state_preprocessor", group.observation_space)
-        if self.learns(learner):
-            learner.value_preprocessor = self._preprocessor(learner.groups[0], "value_preprocessor", 1)
-
-    def _preprocessor(self, group: Group, key: str, size: gymnasium.Space | int | None) -> SetPreprocessor | None:
-        owners = dict(zip(group.names, group.sets, strict=True))
-        return make_preprocessor(owners, key, self.agent_cfg[key], self.agent_cfg[f"{key}_kwargs"], size, self.device)
-
-    def _make_networks(self, group: Group) -> GroupNetworks:
-        mixed = mixed_precision_allowed(bool(self.agent_cfg["mixed_precision"][group.names[0]]), self.device)
-        return GroupNetworks(group, self.device, mixed, self.critic_preprocessor(group))
-
-    def learns(self, learner: Learner) -> bool:
-        """Whether a learner's agents learn (all of them do, or none)."""
-        return learner.names[0] in self.learning_agents
+    def _check_minibatches(self, num_envs: int) -> None:
+        for learner in filter(self.learns, self.learners):
+            length = min(learner.sequence_length, self.rollouts)
+            sequences = math.ceil(self.rollouts / length) * num_envs
+            parts = self.agent_cfg["mini_batches"][learner.names[0]]
+            if parts > sequences:
+                what = "samples" if length == 1 else f"sequences of {length} steps"
+                raise ValueError(
+                    f"mini_batches: {parts} for {learner.names[0]!r}, but a rollout has {sequences} {what}"
+                )
 
     # ---- storage ---------------------------------------------------------------------------------------------------------
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
-        self._remembered, self._set_aside = {}, {}
         if self._storage:
             self._discard_rollout()
         elif self.memories is not None:
@@ -179,106 +141,10 @@ class OnPolicyAgent(MultiAgent):
         for rollout in self._storage.values():
             rollout.show_in(self.memories, shared)
 
-    def _log_prob_width(self, group: Group) -> int:
-        """1, or the number of action dimensions for policies that don't reduce over them."""
-        if group.policy is None:
-            return 1
-        zeros = torch.zeros(1, group.size, group.observation_width, device=self.device)
-        with torch.no_grad():
-            distribution, _ = self.networks[group.names].distribution(zeros)
-            return distribution.log_prob(distribution.mode()).shape[-1]
-
     @property
     def rollouts(self) -> int:
         """Number of steps T between updates."""
         return int(self.cfg["rollouts"])
-
-    # ---- acting ----------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def act(
-        self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
-        if infos is not None:
-            self._masks = Masks(infos)
-            if "episode_starts" in infos:
-                self._forget(infos["episode_starts"])
-        masks = self._masks  # without infos those of the last step
-        actions, log_prob, distributions = {}, {}, {}
-        for group in self.groups:
-            observed = self._observed("states", states, group, masks)
-            self._check_finite("states", observed, group.names)
-            explores = self.training and timestep < self.agent_cfg["random_timesteps"][group.names[0]]
-            choice, distribution = self._choose(group, observed, masks, explores)
-            self._pending[group.names] = choice
-            actions[group.names], log_prob[group.names] = choice.actions, choice.log_prob
-            if distribution is not None:
-                distributions[group.names] = distribution
-        return AgentTensors(actions), AgentTensors(log_prob), Outputs(distributions, actions)
-
-    def _observed(self, what: str, states: Mapping[str, Tensor], group: Group, masks: Masks) -> Tensor:
-        """A group's observations ``[E, A, F]``, zeros where an agent is absent."""
-        return blank(self._stack(what, states, group.names, group.observation_width), masks.present(group.names))
-
-    def _choose(
-        self, group: Group, observed: Tensor, masks: Masks, explores: bool
-    ) -> tuple[_Choice, Distribution | None]:
-        """Draw actions for observations ``[E, A, F]``, uniformly where ``explores``."""
-        allowed = masks.actions(group.names, flat_size(group.action_space))
-        if allowed is not None and allowed.device.type == "cpu":  # elsewhere the look would wait for the device
-            check_action_masks(allowed, group.action_space, group.names)
-        if group.scripts is not None:
-            scripted = [
-                script.choose(observed[:, i], None if allowed is None else allowed[:, i])
-                for i, script in enumerate(group.scripts)
-            ]
-            chosen = torch.stack(scripted, dim=1)
-            return _Choice(chosen, chosen, chosen.new_zeros((*chosen.shape[:2], 1), dtype=torch.float32), None), None
-        assert group.policy is not None
-        distribution, state = self._look(group, observed, masks, allowed)
-        if explores:
-            inputs = {"states": observed, "action_masks": allowed}
-            latent = distribution.latent(group.policy.models[0].random_act(inputs, "policy")[0])
-        else:
-            latent = distribution.sample()
-        return _Choice(distribution.actions(latent), latent, distribution.log_prob(latent), state), distribution
-
-    def _look(
-        self, group: Group, observed: Tensor, masks: Masks, allowed: Tensor | None
-    ) -> tuple[Distribution, Tensor | None]:
-        """The policies' distributions; recurrent ones take the observations in.
-
-        :return: with the distributions, the recurrent state from which they were worked out
-        """
-        networks = self.networks[group.names]
-        states = networks.normalised(observed)
-        if not networks.remembers:
-            return networks.distribution(states, allowed)[0], None
-        assert group.policy is not None
-        before = self._remembered.get(group.names)
-        if before is None or before.shape[0] != observed.shape[0]:
-            before = group.policy.initial_state(*observed.shape[:2])
-        recall = Recall(before, active=masks.active(group.names))
-        distribution, after = networks.distribution(states, allowed, recall)
-        assert after is not None
-        self._remembered[group.names] = after
-        return distribution, before
-
-    def _forget(self, ended: Mapping[str, Tensor]) -> None:
-        """Clear the policies' recurrent states where an agent's episode ended, bool ``[E, 1]`` by agent."""
-        for names, state in self._remembered.items():
-            self._remembered[names] = state.masked_fill(self._stack("episode_starts", ended, names), 0.0)
-
-    def set_running_mode(self, mode: str) -> None:
-        was_training = self.training
-        super().set_running_mode(mode)
-        self._pending.clear()
-        if was_training and not self.training:
-            self._set_aside = self._remembered
-        if not self.training:  # an evaluation begins with new episodes
-            self._remembered = {}
-        elif not was_training:
-            self._remembered, self._set_aside = self._set_aside, {}
 
     # ---- recording -------------------------------------------------------------------------------------------------------
 
@@ -301,10 +167,7 @@ class OnPolicyAgent(MultiAgent):
         )
         if not self._storage:
             return
-        everyone, present = tuple(self.possible_agents), masks.present(self.possible_agents)
-        if present is not None:
-            flags = (self._stack("terminated", terminated, everyone), self._stack("truncated", truncated, everyone))
-            terminated, truncated = (AgentTensors.single(everyone, own) for own in own_ends(*flags, present))
+        terminated, truncated = self._own_ends(terminated, truncated, masks)
         self._record_shared_state(infos)
         grown = False
         for group in self.groups:
@@ -333,6 +196,18 @@ class OnPolicyAgent(MultiAgent):
             self._show_storage()
         self._record_successors(next_states, terminated, truncated, infos, masks)
         self._recorded += 1
+
+    def _own_ends(
+        self, terminated: Mapping[str, Tensor], truncated: Mapping[str, Tensor], masks: Masks
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The ends that count: what was done for an absent agent means nothing until the whole episode is over."""
+        names = self.possible_agents
+        present = masks.present(names)
+        if present is None:
+            return terminated, truncated
+        ends, cuts = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
+        counts = present | (ends | cuts).all(dim=1, keepdim=True)
+        return AgentTensors({tuple(names): ends & counts}), AgentTensors({tuple(names): cuts & counts})
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
         if not self.uses_shared_states:
@@ -445,28 +320,6 @@ class OnPolicyAgent(MultiAgent):
         if state.shape != expected:
             raise ValueError(f"infos[{key!r}]: expected a tensor of shape {list(expected)}, got {list(state.shape)}")
         return state
-
-    def _taken(self, group: Group, observed: Tensor, actions: Mapping[str, Tensor], masks: Masks) -> _Choice:
-        """The choice that ``act`` made, or one worked out for actions that came from elsewhere."""
-        taken = self._stack("actions", actions, group.names, group.action_width)
-        active = masks.active(group.names)
-        pending = self._pending.pop(group.names, None)
-        if pending is not None:
-            if taken is pending.actions:
-                return pending
-            if active is not None:  # what is passed for an agent that does not act means nothing
-                taken = torch.where(active, taken, pending.actions)
-            if group.scripts is not None or torch.equal(taken, pending.actions):
-                return pending
-        taken = blank(taken, active)
-        if group.scripts is not None:
-            return _Choice(taken, taken, taken.new_zeros((*taken.shape[:2], 1), dtype=torch.float32), None)
-        allowed = masks.actions(group.names, flat_size(group.action_space))
-        if pending is not None and pending.state is not None:  # it was worked out from what was remembered before
-            self._remembered[group.names] = pending.state
-        distribution, state = self._look(group, observed, masks, allowed)
-        latent = distribution.latent(taken)
-        return _Choice(taken, latent, distribution.log_prob(latent), state)
 
     def _shaped(self, group: Group, rewards: Tensor, timestep: int, timesteps: int) -> Tensor:
         shapers = [self.agent_cfg["rewards_shaper"][uid] for uid in group.names]

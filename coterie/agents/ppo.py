@@ -226,7 +226,7 @@ class MultiAgentPPO(OnPolicyAgent):
         """Work out a rollout's values, advantages and returns."""
         rollout, weights = self._storage[group.names], self._weights[group.names]
         state = self._critic_states.get(group.names)
-        evaluation = evaluate(self.networks[group.names], rollout, critic, state)
+        evaluation = evaluate(self.networks[group.names], rollout, critic, state, self._over())
         if evaluation.state is not None:
             self._critic_states[group.names] = evaluation.state
         values = self._denormalise(learner, evaluation.values)
@@ -343,11 +343,15 @@ class MultiAgentPPO(OnPolicyAgent):
         # what fills up the last chunk may do anything
         return ~as_sequences(~masks, length)
 
+    def _over(self) -> Tensor:
+        """Where the whole team's episode ended, bool ``[T, E, 1, 1]``."""
+        return torch.cat([rollout.ended() for rollout in self._storage.values()], dim=2).all(dim=2, keepdim=True)
+
     def _recall(self, rollout: Rollout, states: Tensor | None) -> Recall:
         """What recurrent models are given to learn from the rollout's chunks."""
         assert states is not None
         own = states.shape[1] > 1 or len(rollout.names) == 1
-        ended = rollout.ended() if own else rollout.ended().all(dim=2, keepdim=True)
+        ended = rollout.ended() if own else self._over()
         starts = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
         active = rollout.mask("active") if own else None
         length = rollout.length

@@ -36,8 +36,8 @@ class ReferencePPO(ReferenceTeam):
         super().__init__(models, kinds, cfg, centralised, one_memory)
         #: smallest distance of a ratio, a value or ten times a KL divergence from where rounding would decide on a branch
         self.kink = math.inf
-        #: largest change of a parameter that an error of 1e-10 in its gradient would have made
-        self.doubt = 0.0
+        #: by parameter, the largest change that an error of 1e-10 in its gradient would have made
+        self.doubts: dict[nn.Parameter, Tensor] = {}
         #: minibatches in which a set had nothing to learn from
         self.empty = 0
 
@@ -266,10 +266,15 @@ class ReferencePPO(ReferenceTeam):
 
     def _weigh(self, optimizer: torch.optim.Adam) -> None:
         for group in optimizer.param_groups:
-            states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
-            if not states:
-                continue
-            squares = torch.cat([state["exp_avg_sq"].flatten() for state in states])
-            size = (squares / (1 - 0.999 ** float(states[0]["step"]))).sqrt()
-            smallest = torch.where(size > 0, size, math.inf).min()
-            self.doubt = max(self.doubt, group["lr"] * 1e-10 / (float(smallest) + 1e-8))
+            for p in group["params"]:
+                state = optimizer.state.get(p, {})
+                if "exp_avg_sq" not in state:
+                    continue
+                size = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt()
+                doubt = torch.where(size > 0, group["lr"] * 1e-10 / (size + 1e-8), 0.0)
+                self.doubts[p] = torch.maximum(self.doubts.get(p, torch.zeros_like(doubt)), doubt)
+
+    @property
+    def doubt(self) -> float:
+        """The largest of all doubts."""
+        return max(float(doubt.max()) for doubt in self.doubts.values())

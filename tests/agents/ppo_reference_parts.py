@@ -13,7 +13,13 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from torch.distributions.transforms import AffineTransform, TanhTransform
 
 from coterie.models.base import Model
-from coterie.models.mixins import CategoricalMixin, GaussianMixin, MultiCategoricalMixin, TanhGaussianMixin
+from coterie.models.mixins import (
+    BernoulliMixin,
+    CategoricalMixin,
+    GaussianMixin,
+    MultiCategoricalMixin,
+    TanhGaussianMixin,
+)
 
 # ---- normalisers -------------------------------------------------------------------------------------------------------
 
@@ -186,9 +192,7 @@ def distribution(
         masks = [None] * len(sizes) if allowed is None else allowed.split(sizes, dim=-1)
         logits = output[0].split(sizes, dim=-1)
         return Product([categorical(*pair) for pair in zip(logits, masks, strict=True)])
-    if type(policy).__mro__ and any(
-        kind.__name__ in ("BernoulliMixin", "MultiBinaryMixin") for kind in type(policy).__mro__
-    ):
+    if isinstance(policy, BernoulliMixin):
         pairs = [torch.stack([torch.zeros_like(x), x], dim=-1) for x in output[0].unbind(-1)]  # odds of 1 against 0
         return Product([categorical(pair, None) for pair in pairs])
     assert isinstance(policy, GaussianMixin)

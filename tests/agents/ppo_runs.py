@@ -24,6 +24,7 @@ from tests.agents.ppo_teams import E, Models, Team, perturb
 T = 8
 RANDPERM = torch.randperm
 TOLERANCE = 1e-5
+DOUBTFUL = 5e-7  # from where a doubt about a parameter is allowed for
 
 CLASSES = {"mappo": MAPPO, "ippo": IPPO}
 DEFAULTS = {"mappo": MAPPO_DEFAULT_CONFIG, "ippo": IPPO_DEFAULT_CONFIG}
@@ -117,6 +118,8 @@ class Run:
         self.data = torch.Generator().manual_seed(7 + seed)
         self.filler = 1e3  # of the final states of environments that didn't end, which are nobody's business
         self.garbage = 777.0  # what absent agents observe and earn
+        #: changes what the library is told: ``(what, agent, step, tensor [E, n]) -> tensor``
+        self.spoil: Callable[[str, str, int, Tensor], Tensor] = lambda what, uid, k, tensor: tensor
         self.plan = make_plan(names, E, T, case.endings, case.style or "present", 3 + seed)
         self.timestep = 0
         self.states = self._observe(0)
@@ -171,16 +174,21 @@ class Run:
             masks.allowed = {uid: mask for uid, mask in allowed.items() if mask is not None}
         return masks
 
-    @staticmethod
-    def infos(masks: Masks) -> dict[str, Any]:
+    def told(self, what: str, k: int, table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the library is told of something in step ``k``."""
+        return {uid: self.spoil(what, uid, k, tensor.clone()) for uid, tensor in table.items()}
+
+    def infos(self, masks: Masks, k: int) -> dict[str, Any]:
         """Masks as an environment would tell them."""
-        tables = {"active_masks": masks.active, "waiting_masks": masks.waiting, "action_masks": masks.allowed}
+        allowed = None if masks.allowed is None else self.told("action_masks", k, masks.allowed)
+        tables = {"active_masks": masks.active, "waiting_masks": masks.waiting, "action_masks": allowed}
         return {name: dict(table) for name, table in tables.items() if table is not None}
 
-    def _step(self) -> Step:
+    def step(self) -> Step:
+        """Let the library take a step (and learn from the rollout, where it is complete)."""
         k, timesteps, names = self.timestep, 2 * T, self.team.possible_agents
-        told = self.case.told or k == 0
-        actions, log_prob, _ = self.agent.act(self.states, k, timesteps, *([self.infos(self.masks)] if told else []))
+        infos = [self.infos(self.masks, k)] if self.case.told or k == 0 else []
+        actions, log_prob, _ = self.agent.act(self.told("states", k, self.states), k, timesteps, *infos)
         actions, log_prob = ({uid: x[uid].clone() for uid in names} for x in (actions, log_prob))
         terminated = {uid: torch.tensor(self.plan.terminated[uid][k]).unsqueeze(-1) for uid in names}
         truncated = {uid: torch.tensor(self.plan.truncated[uid][k]).unsqueeze(-1) for uid in names}
@@ -188,7 +196,8 @@ class Run:
         rewards = {uid: 2 * torch.randn(E, 1, generator=self.data) + 1 for uid in names}
         rewards = {uid: torch.where(absent[uid], self.garbage, x) for uid, x in rewards.items()}
         next_states, next_shared, next_masks = self._observe(k + 1), self._draw(5), self._masks(k + 1)
-        infos = self.infos(next_masks) | {"shared_states": self.shared, "shared_next_states": next_shared}
+        following = self.infos(next_masks, k + 1)
+        following |= {"shared_states": self.shared, "shared_next_states": next_shared}
         final_states = final_shared = None
         ended = self.plan.over(k)
         if bool(ended.any()):
@@ -197,19 +206,32 @@ class Run:
                 for uid, x in next_states.items()
             }
             final_shared = torch.where(ended, self._draw(5), self.filler)
-            infos |= {"final_states": final_states, "final_shared_states": final_shared}
+            following |= {
+                "final_states": self.told("final_states", k, final_states),
+                "final_shared_states": final_shared,
+            }
         step = Step(
             self.timestep,
             timesteps,
             *(self.states, actions, log_prob, rewards, next_states, terminated, truncated),
             *(self.shared, next_shared, final_states, final_shared, self.masks, next_masks),
         )
-        given = {uid: x.clone() for uid, x in rewards.items()}
+        given = self.told("rewards", k, rewards)
+        kept = {uid: x.clone() for uid, x in given.items()}
         self.agent.record_transition(
-            self.states, actions, given, next_states, terminated, truncated, infos, self.timestep, timesteps
+            self.told("states", k, self.states),
+            self.told("actions", k, actions),
+            given,
+            self.told("next_states", k, next_states),
+            self.told("terminated", k, terminated),
+            self.told("truncated", k, truncated),
+            following,
+            self.timestep,
+            timesteps,
         )
         self.agent.post_interaction(self.timestep, timesteps)
-        assert all(torch.equal(given[uid], rewards[uid]) for uid in rewards), "the environment's rewards were changed"
+        for uid, x in given.items():
+            assert torch.equal(x.nan_to_num(), kept[uid].nan_to_num()), "the environment's rewards were changed"
         self.states, self.shared, self.masks = next_states, next_shared, next_masks
         self.timestep += 1
         return step
@@ -220,7 +242,7 @@ class Run:
         steps = []
         for _ in range(T):
             assert len(self.permutations) == before, "an update in the middle of a rollout"
-            steps.append(self._step())
+            steps.append(self.step())
         draws = self.permutations[before:]
         orders: dict[str, list[Tensor]] = {}
         for learner in self.agent.learners:
@@ -248,7 +270,9 @@ class Run:
 
     def act(self) -> None:
         """Act once more without a step."""
-        actions, log_prob, outputs = self.agent.act(self.states, self.timestep, 2 * T, self.infos(self.masks))
+        actions, log_prob, outputs = self.agent.act(
+            self.states, self.timestep, 2 * T, self.infos(self.masks, self.timestep)
+        )
         names = self.team.possible_agents
         nothing = {uid: torch.zeros(E, 1) for uid in names}
         never = {uid: torch.zeros(E, 1, dtype=torch.bool) for uid in names}
@@ -261,14 +285,20 @@ class Run:
             assert outputs[uid]["mean_actions"].shape == actions[uid].shape
 
     def difference(self) -> float:
-        """The largest difference of a parameter from the reference's."""
+        """The largest difference of a parameter from the reference's, beyond what rounding may have made of it."""
         worst = 0.0
         for uid, roles in self.models.items():
             for role, model in roles.items():
-                theirs = self.reference.models[uid][role].state_dict()
-                mine = model.state_dict()
-                assert mine.keys() == theirs.keys()
-                worst = max(worst, *(float((mine[k] - theirs[k]).abs().max()) for k in mine))
+                theirs = self.reference.models[uid][role]
+                doubts = {name: self.reference.doubts.get(p) for name, p in theirs.named_parameters()}
+                mine, state = model.state_dict(), theirs.state_dict()
+                assert mine.keys() == state.keys()
+                for name, tensor in mine.items():
+                    doubt = doubts.get(name)
+                    apart = (tensor - state[name]).abs()
+                    if doubt is not None:
+                        apart = apart - torch.where(doubt > DOUBTFUL, 10 * doubt, 0.0)
+                    worst = max(worst, float(apart.max()))
         return worst
 
     def movement(self) -> float:
@@ -284,7 +314,8 @@ def run_by_both(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Two updates by both, which must agree after each, on the first data for which they can.
 
     The reference has float64, the library float32: where a ratio is within rounding of its clipping bound, or a gradient
-    almost nothing but rounding, which Adam then blows up to a whole step, they may differ though both are right.
+    almost nothing but rounding, which Adam then blows up to a whole step, they may differ though both are right. A little of
+    the latter is allowed for, parameter by parameter.
     """
     for seed in range(case.seed, case.seed + 20):
         with monkeypatch.context() as patch:
@@ -293,7 +324,7 @@ def run_by_both(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> 
             for _ in range(2):
                 run.rollout()
                 differences.append(run.difference())
-            if run.reference.kink < 1e-6 or run.reference.doubt > 2e-6 or run.reference.empty:
+            if run.reference.kink < 1e-6 or run.reference.doubt > 5e-6 or run.reference.empty:
                 continue
             assert max(differences) < TOLERANCE
             run.act()  # with normalisers that have learned twice

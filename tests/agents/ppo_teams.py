@@ -29,12 +29,13 @@ def box(size: int, bound: float = np.inf) -> spaces.Box:
 ACTIONS: dict[str, gymnasium.Space] = {
     "discrete": spaces.Discrete(3),
     "multidiscrete": spaces.MultiDiscrete([3, 2]),
+    "multibinary": spaces.MultiBinary(2),
     "gaussian": box(2),
     "clipped": box(1, 1.5),
     "bounded": spaces.Box(np.array([-1.0, 0.5], np.float32), np.array([2.0, 1.5], np.float32)),
 }
 STATE = box(5)
-OBSERVATION = {"discrete": 4, "multidiscrete": 4, "gaussian": 3, "clipped": 4, "bounded": 4}
+OBSERVATION = {"discrete": 4, "multidiscrete": 4, "multibinary": 4, "gaussian": 3, "clipped": 4, "bounded": 4}
 
 
 class Team:

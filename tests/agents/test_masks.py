@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.groups import Group
-from coterie.agents.masks import Masks, blank, own_ends
+from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
 from tests.agents.toys import box
 
@@ -138,19 +138,6 @@ def test_a_waiting_mask_may_lack_its_last_dimension() -> None:
         {"active_masks": {"a": column(0, 1, 0), "b": column(0, 0, 0)}, "waiting_masks": {"b": column(1, 0, 0)[:, 0]}}
     )
     assert rows(masks.present(["a", "b"])) == [[F, T], [T, F], [F, F]]
-
-
-def test_what_is_done_for_an_absent_agent_means_nothing_until_the_episode_is_over() -> None:
-    def stack(*table: tuple[int, int]) -> Tensor:
-        return torch.tensor(table, dtype=torch.bool).unsqueeze(-1)
-
-    present = stack((1, 0), (1, 0), (1, 0), (1, 1))
-    ended = stack((0, 1), (1, 1), (0, 1), (1, 0))
-    cut = stack((0, 0), (0, 0), (1, 1), (0, 0))
-    own = own_ends(ended, cut, present)
-    # b is absent in the first three environments, of which the second and the third end
-    assert rows(own[0]) == [[F, F], [T, T], [F, T], [T, F]]
-    assert rows(own[1]) == [[F, F], [F, F], [T, T], [F, F]]
 
 
 # ---- moments ---------------------------------------------------------------------------------------------------------

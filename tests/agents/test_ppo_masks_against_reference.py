@@ -10,7 +10,7 @@ import torch
 from coterie.preprocessors import PopArt, RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
 from tests.agents.ppo_memory_models import seeing
-from tests.agents.ppo_reference_time import Masks
+from tests.agents.ppo_reference_time import ACTIVE
 from tests.agents.ppo_runs import CLASSES, TOLERANCE, Case, Run, run_by_both
 from tests.agents.ppo_teams import (
     alike,
@@ -58,6 +58,8 @@ def three(*values: Any) -> dict[str, Any]:
 def case(
     name: str, team: Any, models: Any, cfg: Any = None, algorithms: Any = ("mappo", "ippo"), **kwargs: Any
 ) -> Case:
+    if "shared_state_preprocessor" in (cfg or {}):
+        algorithms = ("mappo",)
     return Case(name, team, models, cfg or {}, algorithms, **{"style": "lives", "masked": True, **kwargs})
 
 
@@ -77,6 +79,7 @@ CASES = [
     case("lives, gaussian", lambda: alike(3, "gaussian"), distinct, masked=False, algorithms=("ippo",)),
     case("lives, squashed", lambda: alike(3, "bounded"), squashed, {"entropy_loss_scale": 0.0}, ("mappo",), masked=False),
     case("lives, clipped actions", lambda: alike(3, "clipped"), distinct, masked=False, algorithms=("ippo",)),
+    case("lives, multibinary", lambda: alike(3, "multibinary"), shared, masked=False),
     case("lives, two groups", mixed, shared, masked=False),
     # who waits
     case("turns, shared", lambda: alike(2), shared, style="turns"),
@@ -92,6 +95,11 @@ CASES = [
     case("lives and masks, multidiscrete", lambda: alike(3, "multidiscrete"), distinct, algorithms=("mappo",)),
     case("lives and masks, two groups", mixed, shared, EVERYTHING),
     case("lives and masks, two groups, distinct", mixed, distinct, EVERYTHING),
+    case("lives and masks, mixture, ippo", lambda: alike(4), mixture, NORMALISERS, ("ippo",)),
+    case("lives and masks, chain, ippo", lambda: alike(3), chain, NORMALISERS, ("ippo",)),
+    case("lives and masks, pairs, ippo", lambda: alike(4), pairs, {**SCALER, **POPART}, ("ippo",)),
+    case("lives and masks, by hand, ippo", lambda: alike(6), handwritten, NORMALISERS, ("ippo",)),
+    case("lives and masks, two groups, ippo", mixed, distinct, NORMALISERS, ("ippo",)),
     case("lives and masks, mixture", lambda: alike(4), mixture, EVERYTHING),
     case("lives and masks, pairs", lambda: alike(4), pairs, EVERYTHING),
     case("lives and masks, chain", lambda: alike(3), chain, EVERYTHING),
@@ -199,14 +207,10 @@ def test_two_updates_equal_the_reference(case: Case, algorithm: str, monkeypatch
 def test_waiting_agents_may_have_no_choice(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A game of turns may forbid everything to those whose turn it is not."""
     run = Run(case("no choice", lambda: alike(3), shared, style="turns"), algorithm, monkeypatch)
-    told = run.infos
 
-    def forbidding(masks: Masks) -> dict[str, Any]:
-        infos = told(masks)
-        assert masks.active is not None
-        infos["action_masks"] = {uid: mask & masks.active[uid] for uid, mask in infos["action_masks"].items()}
-        return infos
+    def forbid(what: str, uid: str, k: int, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor & run.plan.mask(ACTIVE, uid, k) if what == "action_masks" else tensor
 
-    monkeypatch.setattr(run, "infos", forbidding)
+    run.spoil = forbid
     run.rollout()
     assert run.difference() < TOLERANCE

@@ -1,0 +1,166 @@
+"""A game of two that take turns, worked out by hand: what is earned while waiting belongs to the last own action."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from coterie.agents import IPPO
+from coterie.memories import RandomMemory
+from coterie.models import CategoricalPolicy, DeterministicMixin, Model
+
+NAMES = ["a", "b"]
+SEEN = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+CHOICE = spaces.Discrete(2)
+DISCOUNT, LAMBDA = 0.5, 0.5  # their product is 0.25
+
+
+class Read(DeterministicMixin, Model):
+    """The value of a state is what is seen there."""
+
+    def __init__(self) -> None:
+        Model.__init__(self, SEEN, CHOICE)
+        DeterministicMixin.__init__(self)
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
+        return self.factor * inputs["states"], {}
+
+
+class Game:
+    """One environment, in which ``a`` acts in even rows and ``b`` in odd ones; the state says what it is worth.
+
+    :param values: what each player sees, row by row and after the last
+    :param rewards: what each earns, row by row
+    :param ends: by row, "terminated" or "truncated", for both
+    :param final: what both see at the end of an episode that was truncated
+    :param absent: rows in which a player is not merely waiting
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Sequence[float]],
+        rewards: Mapping[str, Sequence[float]],
+        ends: Mapping[int, str] | None = None,
+        final: float = 0.0,
+        absent: Mapping[str, Sequence[int]] | None = None,
+        **cfg: Any,
+    ) -> None:
+        self.values, self.rewards, self.final = values, rewards, final
+        self.ends, self.absent = ends or {}, absent or {}
+        steps = len(rewards["a"])
+        torch.manual_seed(0)
+        models = {uid: {"policy": CategoricalPolicy(SEEN, CHOICE, hidden=(4,)), "value": Read()} for uid in NAMES}
+        self.agent = IPPO(
+            NAMES,
+            models,
+            {uid: RandomMemory(steps, 1) for uid in NAMES},
+            cfg={
+                "rollouts": steps, "learning_epochs": 1, "mini_batches": 1, "learning_rate": 1e-3, "lambda": LAMBDA,
+                "discount_factor": DISCOUNT, "advantage_normalization": "off", "time_limit_bootstrap": True,
+                "experiment": {"write_interval": 0, "checkpoint_interval": 0}, **cfg,
+            },
+        )  # fmt: skip
+        self.agent.init({"timesteps": steps})
+        self.agent.set_running_mode("train")
+        for t in range(steps):
+            self._step(t, steps)
+
+    def _states(self, t: int) -> dict[str, Tensor]:
+        return {uid: torch.tensor([[self.values[uid][t]]]) for uid in NAMES}
+
+    def _masks(self, t: int) -> dict[str, Any]:
+        turn = {uid: torch.tensor([[t % 2 == i]]) for i, uid in enumerate(NAMES)}
+        waits = {uid: ~turn[uid] & (t not in self.absent.get(uid, ())) for uid in NAMES}
+        return {"active_masks": turn, "waiting_masks": waits}
+
+    def _step(self, t: int, steps: int) -> None:
+        actions, _, _ = self.agent.act(self._states(t), t, steps, self._masks(t))
+        infos = self._masks(t + 1)
+        if t in self.ends:
+            infos["final_states"] = dict.fromkeys(NAMES, torch.tensor([[self.final]]))
+        ends = (
+            dict.fromkeys(NAMES, torch.tensor([[self.ends.get(t) == kind]])) for kind in ("terminated", "truncated")
+        )
+        rewards = {uid: torch.tensor([[self.rewards[uid][t]]]) for uid in NAMES}
+        self.agent.record_transition(self._states(t), actions, rewards, self._states(t + 1), *ends, infos, t, steps)
+        self.agent.post_interaction(t, steps)
+
+    def stored(self, name: str, uid: str) -> list[float]:
+        """A number of the rollout, row by row, those of the own actions."""
+        assert self.agent.memories is not None
+        stored = self.agent.memories[uid].get_tensor_by_name(name, keepdim=True).flatten().tolist()
+        return stored[NAMES.index(uid) :: 2]
+
+    def parameters(self) -> list[Tensor]:
+        models = [model for roles in self.agent.models.values() for model in roles.values()]
+        return [p.detach().clone() for model in models for p in model.parameters()]
+
+
+# what the other sees while a player waits must not matter: 77 for a in odd rows, 88 for b in even ones
+VALUES = {"a": [1.0, 77.0, 2.0, 77.0, 3.0, 77.0, 4.0], "b": [88.0, 1.0, 88.0, 2.0, 88.0, 3.0, 8.0]}
+REWARDS = {"a": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "b": [100.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
+
+
+def test_rewards_up_to_the_next_own_action_count_undiscounted() -> None:
+    game = Game(VALUES, REWARDS)
+    # a acts in rows 0, 2, 4 and after the last:      earned 1 + 2 = 3, 3 + 4 = 7, 5 + 6 = 11
+    # row 4: 11 + 0.5 * 4 - 3 = 10
+    # row 2:  7 + 0.5 * 3 - 2 = 6.5,                  6.5 + 0.25 * 10 = 9
+    # row 0:  3 + 0.5 * 2 - 1 = 3,                    3 + 0.25 * 9 = 5.25
+    assert game.stored("advantages", "a") == [5.25, 9.0, 10.0]
+    assert game.stored("returns", "a") == [6.25, 11.0, 13.0]
+    # b acts in rows 1, 3, 5:                         earned 1 + 2 = 3, 3 + 4 = 7; the 100 belong to no action
+    # row 5 is open: so far 5 + 0.5 * 8 - 3 = 6
+    # row 3:  7 + 0.5 * 3 - 2 = 6.5,                  6.5 + 0.25 * 6 = 8
+    # row 1:  3 + 0.5 * 2 - 1 = 3,                    3 + 0.25 * 8 = 5
+    assert game.stored("advantages", "b")[:2] == [5.0, 8.0]
+    assert game.stored("returns", "b")[:2] == [6.0, 10.0]
+
+
+def test_nothing_is_learned_from_an_action_whose_outcome_is_open() -> None:
+    """With lambda 0 the last action's reward reaches no other row."""
+    games = [
+        Game(VALUES, {"a": REWARDS["a"], "b": [*REWARDS["b"][:5], last]}, **{"lambda": 0.0}) for last in (5.0, 1e3)
+    ]
+    assert all(torch.equal(x, y) for x, y in zip(games[0].parameters(), games[1].parameters(), strict=True))
+    other = Game(VALUES, {"a": REWARDS["a"], "b": [*REWARDS["b"][:4], 1e3, 5.0]}, **{"lambda": 0.0})
+    assert not all(torch.equal(x, y) for x, y in zip(games[0].parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("end", "bootstrap", "worth"), [("terminated", True, 0.0), ("truncated", True, 6.0), ("truncated", False, 0.0)]
+)
+def test_an_end_while_waiting_ends_the_last_own_action(end: str, bootstrap: bool, worth: float) -> None:
+    # b's move in row 3 ends the game; a waits there. The final state is worth 6
+    game = Game(VALUES, REWARDS, {3: end}, final=6.0, time_limit_bootstrap=bootstrap)
+    # a, row 2: 3 + 4 + 0.5 * 6 - 2 = 8 (5 where the end is worth nothing)
+    #    row 0: 3 + 0.25 * 8 = 5 (4.25)
+    #    row 4: another episode, 10 as before
+    last = 5.0 + 0.5 * worth
+    assert game.stored("advantages", "a") == [3.0 + 0.25 * last, last, 10.0]
+    # b, row 3: 3 + 0.5 * 6 - 2 = 4 (1), since the 4 of row 4 are earned in the next episode, before b acts there
+    #    row 1: 3 + 0.25 * 4 = 4 (3.25)
+    last = 1.0 + 0.5 * worth
+    assert game.stored("advantages", "b")[:2] == [3.0 + 0.25 * last, last]
+
+
+def test_what_is_reported_for_an_absent_agent_is_not_earned() -> None:
+    game = Game(VALUES, REWARDS, absent={"a": [1, 5]})
+    # a is not there in rows 1 and 5: earned 1, 7, 5
+    # row 4: 5 + 0.5 * 4 - 3 = 4; row 2: 6.5 + 0.25 * 4 = 7.5; row 0: 1 + 0.5 * 2 - 1 + 0.25 * 7.5 = 2.875
+    assert game.stored("advantages", "a") == [2.875, 7.5, 4.0]
+
+
+def test_an_agent_with_a_single_counting_row_has_no_advantage_over_itself() -> None:
+    """Not NaN: the standard deviation of one number is 0."""
+    values = {"a": [1.0, 77.0, 2.0], "b": [88.0, 1.0, 88.0]}
+    game = Game(values, {"a": [1.0, 2.0], "b": [3.0, 4.0]}, advantage_normalization="agent")
+    assert game.stored("advantages", "a") == [0.0]
+    assert all(bool(p.isfinite().all()) for p in game.parameters())
