@@ -249,6 +249,8 @@ class ReferencePPO(ReferenceTeam):
             if own:
                 owner.state_normalisers[self.kinds[uid]].learn(torch.stack(own))
             seen = [batches[uid].critic_states[t][e] for t, e in rows]
+            if self._of_team(uid, "value"):
+                seen = [x[: -len(self.names)] for x in seen]
             seen_by_all.setdefault(self.kinds[uid], {}).update(zip(rows, seen, strict=True))
             seen_by_each.setdefault(self.kinds[uid], []).extend(seen)
         if self.centralised:
