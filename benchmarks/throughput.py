@@ -69,8 +69,8 @@ def mpe2_spread(algorithm: str, num_envs: int, steps: int) -> float:
     )
 
 
-def navigation(algorithm: str, iterations: int) -> float:
-    """VMAS navigation with the settings of ``peers/torchrl_navigation.py``."""
+def navigation(algorithm: str, iterations: int, precision: str = "float32") -> float:
+    """VMAS navigation with the settings of ``peers/torchrl_navigation.py``, networks in float32 or ``"bfloat16"``."""
     import vmas
 
     env = wrap_env(
@@ -91,6 +91,7 @@ def navigation(algorithm: str, iterations: int) -> float:
         entropy_loss_scale=1e-4,
         grad_norm_clip=1.0,
         time_limit_bootstrap=True,
+        mixed_precision=precision == "bfloat16",
     )
 
 
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--peers", help="the Python that has the peers installed; without it only the library is timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--only", default="", help="compare only what has this in its title")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,6 +161,11 @@ def main() -> None:
         lambda algorithm: peer(args.peers, "skrl_spread.py", "--algorithm", algorithm, "--steps", "3000")
     )
     torchrl = args.peers and (lambda algorithm: peer(args.peers, "torchrl_navigation.py", "--algorithm", algorithm))
+
+    def compare_if(title: str, *how: Any) -> None:
+        if args.only in title:
+            compare(title, *how)
+
     print("| task | env steps/s, median (range) | peer, median (range) | ratio |")
     print("|---|---|---|---|")
     for algorithm in ("mappo", "ippo"):
@@ -167,12 +174,13 @@ def main() -> None:
             title = (
                 f"mpe2 simple_spread, {algorithm}, distinct 2x64, {envs} env{'s' * (envs > 1)} against skrl with one"
             )
-            compare(title, lambda a=algorithm, e=envs, s=steps: measure("mpe2", a, e, s), rival, repeats)
+            compare_if(title, lambda a=algorithm, e=envs, s=steps: measure("mpe2", a, e, s), rival, repeats)
     for algorithm in ("mappo", "ippo"):
         rival = (lambda a=algorithm: torchrl(a)) if torchrl else None
-        title = f"VMAS navigation, {algorithm}, tutorial settings, against TorchRL"
-        compare(title, lambda a=algorithm: measure("navigation", a, 3), rival, repeats)
-    compare(
+        for precision in ("float32", "bfloat16"):
+            title = f"VMAS navigation, {algorithm}, tutorial settings, {precision}, against TorchRL in float32"
+            compare_if(title, lambda a=algorithm, p=precision: measure("navigation", a, 3, p), rival, repeats)
+    compare_if(
         "built-in simple_spread, IPPO, 256 envs x 128 steps", lambda: measure("built-in", 256, 128, 5), None, repeats
     )
 

@@ -241,12 +241,17 @@ def seen(rollout: Rollout) -> CriticInput:
     return CriticInput(rollout.rows("states"))
 
 
+def over(rollout: Rollout) -> Tensor:
+    """Where the episode of a team of this group alone ends."""
+    return rollout.ended().all(dim=2, keepdim=True)
+
+
 def test_values_and_successors_of_a_feed_forward_critic() -> None:
     networks, rollout = played([Identity()])
     rollout["truncated"][1] = True
     everyone = torch.ones(1, 1, 1, dtype=torch.bool)
     rollout.cuts.append(Cut(1, torch.tensor([0]), CriticInput(torch.full((1, 1, 1), 100.0)), everyone))
-    result = evaluate(networks, rollout, seen(rollout), None)
+    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
     assert result.values.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
     assert result.successors.flatten().tolist() == [2.0, 100.0, 4.0, 5.0]
     assert (result.chunk_states, result.state) == (None, None)
@@ -257,14 +262,14 @@ def test_a_time_limit_concerns_only_the_agents_that_it_struck() -> None:
     rollout["truncated"][1, 0, 0] = True
     agents = torch.tensor([[[T], [F]]])
     rollout.cuts.append(Cut(1, torch.tensor([0]), CriticInput(torch.full((1, 2, 1), 100.0)), agents))
-    result = evaluate(networks, rollout, seen(rollout), None)
+    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
     assert result.successors.squeeze().tolist() == [[2.0, 20.0], [100.0, 30.0], [4.0, 40.0], [5.0, 50.0]]
 
 
 def test_values_of_a_recurrent_critic_go_on_from_the_last_rollout_and_start_afresh_where_episodes_end() -> None:
     networks, rollout = played([Sum()], length=2)
     rollout["terminated"][1] = True
-    result = evaluate(networks, rollout, seen(rollout), torch.full((1, 1, 1), 1000.0))
+    result = evaluate(networks, rollout, seen(rollout), torch.full((1, 1, 1), 1000.0), over(rollout))
     # 1000 + 1, + 2; then from zero: 3, + 4
     assert result.values.flatten().tolist() == [1001.0, 1003.0, 3.0, 7.0]
     # after the last row: 7 + 5
@@ -275,7 +280,7 @@ def test_values_of_a_recurrent_critic_go_on_from_the_last_rollout_and_start_afre
     assert result.state.item() == 7.0
     # without a state it starts from zero; an end in the last row clears what goes on
     rollout["truncated"][3] = True
-    result = evaluate(networks, rollout, seen(rollout), None)
+    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
     assert result.values.flatten().tolist() == [1.0, 3.0, 3.0, 7.0]
     assert result.successors.flatten()[-1].item() == 12.0
     assert result.state is not None
@@ -287,7 +292,7 @@ def test_a_recurrent_critic_sees_the_last_observation_with_what_it_remembers_bef
     rollout["truncated"][1] = True
     everyone = torch.ones(1, 1, 1, dtype=torch.bool)
     rollout.cuts.append(Cut(1, torch.tensor([0]), CriticInput(torch.full((1, 1, 1), 100.0)), everyone))
-    result = evaluate(networks, rollout, seen(rollout), None)
+    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
     # 1 + 2 + 100 after row 1; row 2 begins from zero
     assert result.successors.flatten().tolist() == [3.0, 103.0, 7.0, 12.0]
 
@@ -297,7 +302,7 @@ def test_a_critics_state_rests_where_its_agent_does_not_act() -> None:
     active = torch.tensor([[T, T], [F, T], [T, T], [T, F]]).view(4, 1, 2, 1)
     rollout.memory.create_tensor("active", (2, 1), torch.bool)
     rollout["active"].copy_(active)
-    result = evaluate(networks, rollout, seen(rollout), None)
+    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
     # a skips row 1 (its value there means nothing): 1, then 1 + 3, + 4; b skips row 3: 1, 3, 6
     assert result.values[[0, 2, 3], 0, 0].flatten().tolist() == [1.0, 4.0, 8.0]
     assert result.values[:3, 0, 1].flatten().tolist() == [1.0, 3.0, 6.0]
@@ -312,11 +317,16 @@ def test_one_critic_for_a_team_has_one_state_which_is_cleared_when_all_are_done(
     rollout["terminated"][0, 0, 0] = True  # a alone
     rollout["terminated"][2] = True  # both
     rollout.last = CriticInput(torch.full((1, 1, 1), 5.0))
-    result = evaluate(networks, rollout, CriticInput(rollout.rows("states")[:, :1]), None)
+    result = evaluate(networks, rollout, CriticInput(rollout.rows("states")[:, :1]), None, over(rollout))
     assert result.values.squeeze().tolist() == [[1.0, 1.0], [3.0, 3.0], [6.0, 6.0], [4.0, 4.0]]
     assert result.successors.squeeze().tolist() == [[3.0, 3.0], [6.0, 6.0], [4.0, 4.0], [9.0, 9.0]]
     assert result.state is not None
     assert result.state.shape == (1, 1, 1)
+    # agents of other groups may play on
+    result = evaluate(
+        networks, rollout, CriticInput(rollout.rows("states")[:, :1]), None, torch.zeros(4, 1, 1, 1).bool()
+    )
+    assert result.values[:, 0, 0].flatten().tolist() == [1.0, 3.0, 6.0, 10.0]
 
 
 # ---- advantages ------------------------------------------------------------------------------------------------------
