@@ -38,8 +38,6 @@ class ReferencePPO(ReferenceTeam):
         self.kink = math.inf
         #: by parameter, the largest change that an error of 1e-10 in its gradient would have made
         self.doubts: dict[nn.Parameter, Tensor] = {}
-        #: minibatches in which a set had nothing to learn from
-        self.empty = 0
 
     # ---- one update ----------------------------------------------------------------------------------------------------
 
@@ -216,14 +214,10 @@ class ReferencePPO(ReferenceTeam):
     ) -> list[float]:
         found = [self._loss(uid, batches[uid], sequences, now) for uid in owner.names]
         parts = [part for part in found if part is not None]
-        if not parts:
-            self.empty += 1
-            for p in [*owner.policy_parameters, *owner.value_parameters]:
-                p.grad = torch.zeros_like(p)
-            owner.optimizer.step()
-            return []
-        owner.optimizer.zero_grad()
-        torch.cat([losses for losses, _ in parts]).mean().backward()
+        for p in [*owner.policy_parameters, *owner.value_parameters]:
+            p.grad = torch.zeros_like(p) if p.requires_grad else None  # nothing is learned from nothing
+        if parts:
+            torch.cat([losses for losses, _ in parts]).mean().backward()
         bound = self.setting("grad_norm_clip", owner.names[0])
         if bound > 0 and owner.split:
             torch.nn.utils.clip_grad_norm_(owner.policy_parameters, bound)
@@ -249,6 +243,8 @@ class ReferencePPO(ReferenceTeam):
             if own:
                 owner.state_normalisers[self.kinds[uid]].learn(torch.stack(own))
             seen = [batches[uid].critic_states[t][e] for t, e in rows]
+            if self._of_team(uid, "value"):
+                seen = [x[: -len(self.names)] for x in seen]
             seen_by_all.setdefault(self.kinds[uid], {}).update(zip(rows, seen, strict=True))
             seen_by_each.setdefault(self.kinds[uid], []).extend(seen)
         if self.centralised:

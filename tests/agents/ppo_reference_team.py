@@ -203,15 +203,24 @@ class ReferenceTeam:
         owner, model = self.set_of(uid), self.models[uid][role]
         shared = role == "value" and self.centralised
         table = owner.shared_normalisers if shared else owner.state_normalisers
+        there = states[:, states.shape[1] - len(self.names) :] if self._of_team(uid, role) else None
+        states = states if there is None else states[:, : -len(self.names)]
         agent_id = torch.zeros(len(states), len(self.names), dtype=torch.float64)
         agent_id[:, self.names.index(uid)] = 1.0
         inputs: dict[str, Any] = {"states": table[self.kinds[uid]].normalise(states.double()), "agent_id": agent_id}
         if memory:
             inputs |= {"rnn": memory, "length": 1}
+        if there is not None:
+            of_all = model.compute({**inputs, "active": there.bool()}, role)[0]
+            return (of_all[:, self.names.index(uid)].unsqueeze(-1),), []
         output = model.compute(inputs, role)
         tensors = [x for x in output if isinstance(x, Tensor)]
         tensors = [x.expand(len(states), -1) if x.dim() == 1 else x for x in tensors]  # a vector serves all rows
         return tuple(tensors), list(output[-1]["rnn"]) if memory else []
+
+    def _of_team(self, uid: str, role: str) -> bool:
+        """Whether a model gives every agent's value at once."""
+        return role == "value" and self.models[uid][role].values_per_agent
 
     def _walk(
         self, uid: str, role: str, rows: Sequence[Tensor], memory: Memory, frozen: Sequence[bool], ended: Sequence[bool]
@@ -231,7 +240,7 @@ class ReferenceTeam:
     def _critic_states(
         self, uid: str, states: Mapping[str, Tensor] | None, shared: Tensor | None, masks: Masks
     ) -> Tensor:
-        """What an agent's critic sees, ``[E, F]``."""
+        """What an agent's critic sees, ``[E, F]``, and who is there, where it gives every agent's value."""
         if not self.centralised:
             assert states is not None
             return masks.cleaned(states[uid], uid)
@@ -247,6 +256,9 @@ class ReferenceTeam:
             assert states is not None
             assert shared is not None
             parts.append(masks.cleaned(torch.cat([states[uid], shared], dim=-1), uid))
+        if self._of_team(uid, "value"):
+            there = [[masks.status(name, e) != ABSENT for name in self.names] for e in range(len(parts[0]))]
+            parts.append(torch.tensor(there).double())
         return torch.cat(parts, dim=-1)
 
     # ---- a rollout -----------------------------------------------------------------------------------------------------

@@ -324,10 +324,10 @@ def run_by_both(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> 
             for _ in range(2):
                 run.rollout()
                 differences.append(run.difference())
-            if run.reference.kink < 1e-6 or run.reference.doubt > 5e-6 or run.reference.empty:
+            if run.reference.kink < 1e-6 or run.reference.doubt > 2e-5:
                 continue
             assert max(differences) < TOLERANCE
             run.act()  # with normalisers that have learned twice
-            assert run.log_prob_error < 5e-5
+            assert run.log_prob_error < 5e-5 + 10 * run.reference.doubt
             return run
     raise AssertionError("no data on which float32 and float64 can be compared")

@@ -14,6 +14,7 @@ from tests.agents.ppo_reference_time import ACTIVE
 from tests.agents.ppo_runs import CLASSES, TOLERANCE, Case, Run, run_by_both
 from tests.agents.ppo_teams import (
     alike,
+    built,
     central_critic,
     chain,
     distinct,
@@ -39,6 +40,11 @@ def shape_rewards(rewards: torch.Tensor, timestep: int, timesteps: int) -> torch
 def halving(timestep: int, timesteps: int) -> float:
     """From 1 to 1/2."""
     return 1.0 - 0.5 * timestep / timesteps
+
+
+def of_all(critic: str, sees: str, share: bool) -> Any:
+    """Ready-made models with one critic that gives every agent a value of its own."""
+    return lambda team, algorithm: built(team, algorithm, shared=share, critic=critic, critic_input=sees, hidden=(8, 8))
 
 
 def pairs_of_three(team: Any, algorithm: str) -> Any:
@@ -187,6 +193,20 @@ CASES = [
     *(
         case(f"critic sees {kind}, two groups", mixed, seeing(kind, True), {"critic_input": kind, **EVERYTHING}, ("mappo",))
         for kind in ("observations", "agent", "both")
+    ),
+    # critics with a value for each agent
+    *(
+        case(f"{critic}, critic of all, {style}, {name}", team, of_all(critic, sees, share), {
+            "critic_input": sees, **cfg,
+        }, ("mappo",), style=style)
+        for critic, sees, style in (
+            ("heads", "state", "lives"), ("heads", "both", "waits"), ("pooled", "observations", "lives"),
+            ("attention", "observations", "lives"), ("attention", "observations", "turns"),
+        )
+        for name, team, share, cfg in (
+            ("shared", lambda: alike(3), True, {}), ("distinct", lambda: alike(3), False, EVERYTHING),
+            ("two groups", mixed, True, POPART if critic == "heads" else EVERYTHING),
+        )
     ),
     case("critic sees both, popart", lambda: alike(3), seeing("both", True), {"critic_input": "both", **POPART}, ("mappo",)),
 ]  # fmt: skip
