@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tanh", "stacked_linear", "tanh", "vmapped"]
+__all__ = ["WORTHWHILE", "Tanh", "sigmoid_tanh", "stacked_linear", "tanh", "vmapped"]
 
 #: number of elements from which these layers' gains exceed the cost of a call into Python's autograd
 WORTHWHILE = 2**14
@@ -18,21 +18,21 @@ WORTHWHILE = 2**14
 vmapped: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
-def _sigmoid_tanh(x: Tensor, inplace: bool) -> Tensor:
+def sigmoid_tanh(x: Tensor, inplace: bool) -> Tensor:
     """``tanh(x) = 2 sigmoid(2x) - 1``, worked out in float32: in one allocation or none for such an ``x``."""
     if x.dtype == torch.bfloat16:  # 2 sigmoid - 1 would cost it half of its few digits
-        y = _sigmoid_tanh(x.float(), inplace=True)
+        y = sigmoid_tanh(x.float(), inplace=True)
         return x.copy_(y) if inplace else y.to(x.dtype)
     doubled = x.add_(x) if inplace else x + x
     return doubled.sigmoid_().mul_(2.0).sub_(1.0)
 
 
 class _SigmoidTanh(torch.autograd.Function):
-    """:func:`_sigmoid_tanh` with tanh's own derivative."""
+    """:func:`sigmoid_tanh` with tanh's own derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
-        y = _sigmoid_tanh(x, inplace)
+        y = sigmoid_tanh(x, inplace)
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(y)
@@ -62,7 +62,7 @@ def tanh(x: Tensor, inplace: bool = False) -> Tensor:
     ):
         return x.tanh_() if inplace else torch.tanh(x)
     if not torch.is_grad_enabled():
-        return _sigmoid_tanh(x, inplace)
+        return sigmoid_tanh(x, inplace)
     return _SigmoidTanh.apply(x, inplace)
 
 

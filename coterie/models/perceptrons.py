@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from coterie.models.layers import Tanh
+from coterie.models.low_precision import Perceptron
 
 __all__ = ["ACTIVATIONS", "HIDDEN_GAIN", "POLICY_GAIN", "VALUE_GAIN", "activation_named", "layers", "mlp", "orthogonal"]
 
@@ -41,7 +42,7 @@ def mlp(
             f"expected layers of at least one unit, got inputs {inputs}, hidden {hidden}, outputs {outputs}"
         )
     below = layers(inputs, hidden, activation)
-    return nn.Sequential(*below, orthogonal(nn.Linear([inputs, *hidden][-1], outputs), head_gain))
+    return Perceptron(*below, orthogonal(nn.Linear([inputs, *hidden][-1], outputs), head_gain))
 
 
 def layers(inputs: int, hidden: Sequence[int], activation: str) -> nn.Sequential:
