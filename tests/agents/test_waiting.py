@@ -158,6 +158,13 @@ def test_what_is_reported_for_an_absent_agent_is_not_earned() -> None:
     assert game.stored("advantages", "a") == [2.875, 7.5, 4.0]
 
 
+def test_the_end_of_an_episode_reaches_agents_that_have_left() -> None:
+    """Games that report the dead as done only when all are: nothing of the next episode may reach their last action."""
+    game = Game(VALUES, REWARDS, {3: "terminated"}, absent={"a": [3]})
+    # a, row 2: 3 - 2 = 1, since it is not there to earn the 4; row 0: 3 + 0.25 * 1 = 3.25; row 4 as before
+    assert game.stored("advantages", "a") == [3.25, 1.0, 10.0]
+
+
 def test_an_agent_with_a_single_counting_row_has_no_advantage_over_itself() -> None:
     """Not NaN: the standard deviation of one number is 0."""
     values = {"a": [1.0, 77.0, 2.0], "b": [88.0, 1.0, 88.0]}
