@@ -120,7 +120,7 @@ class Run:
         self.garbage = 777.0  # what absent agents observe and earn
         #: changes what the library is told: ``(what, agent, step, tensor [E, n]) -> tensor``
         self.spoil: Callable[[str, str, int, Tensor], Tensor] = lambda what, uid, k, tensor: tensor
-        self.plan = make_plan(names, E, T, case.endings, case.style or "present", 3 + seed)
+        self.plan = make_plan(names, E, T, case.endings, case.style or "present", 39 + seed)
         self.timestep = 0
         self.states = self._observe(0)
         self.shared = self._draw(5)

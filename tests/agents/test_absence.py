@@ -79,7 +79,7 @@ def snapshot(
     with pytest.MonkeyPatch.context() as patch:
         experiment = {"directory": str(folder), "experiment_name": f"{whom}", "write_interval": T}
         case.cfg["experiment"] = {**experiment, "checkpoint_interval": 0}
-        run = Run(case, algorithm, patch)
+        run = Run(case, algorithm, patch, seed=1)  # where somebody is absent, and somebody acts, after each rollout
         statuses = {s for rows in run.plan.status.values() for row in rows for s in row}
         assert statuses == {"active", "waiting", "absent"}
         spoiler = None if whom is None else Spoiler(run, whom, what)
