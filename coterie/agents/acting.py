@@ -95,6 +95,10 @@ class ActingAgent(MultiAgent):
         """Whether a learner's agents learn (all of them do, or none)."""
         return learner.names[0] in self.learning_agents
 
+    def _applies(self, key: str, uid: str) -> bool:
+        """Whether a setting of exploration is meant for an agent: one for all is not meant for those that don't learn."""
+        return uid in self.learning_agents or isinstance(self.cfg[key], Mapping)
+
     def _log_prob_width(self, group: Group) -> int:
         """1, or the number of action dimensions for policies that don't reduce over them."""
         if group.policy is None:
@@ -124,8 +128,11 @@ class ActingAgent(MultiAgent):
         for group in self.groups:
             observed = self._observed("states", states, group, masks)
             self._check_finite("states", observed, group.names)
-            explores = self.training and timestep < self.agent_cfg["random_timesteps"][group.names[0]]
-            choice, distribution = self._choose(group, observed, masks, explores)
+            leader = group.names[0]
+            explores = (
+                self._applies("random_timesteps", leader) and timestep < self.agent_cfg["random_timesteps"][leader]
+            )
+            choice, distribution = self._choose(group, observed, masks, self.training and explores)
             self._pending[group.names] = choice
             actions[group.names], log_prob[group.names] = choice.actions, choice.log_prob
             if distribution is not None:

@@ -2,6 +2,7 @@
 
 A trainer calls the hooks in this order, and a newcomer should read them so::
 
+    agent.init(trainer_cfg), agent.set_running_mode("train")        # once
     agent.pre_interaction(timestep, timesteps)
     actions, log_prob, outputs = agent.act(states, timestep, timesteps, infos)
     next_states, rewards, terminated, truncated, infos = env.step(actions)
@@ -254,7 +255,8 @@ class MultiAgent(ABC):
         """Choose actions.
 
         :param states: observations ``[E, F]`` by agent
-        :param infos: what came with them: masks, if the environment has any
+        :param infos: what came with them: masks, if there are any (without infos those of the last step hold). Where nothing is
+            recorded, ``infos["episode_starts"]``, bool ``[E, 1]`` by agent, says where recurrent policies start anew
 
         :return: actions ``[E, n]``, log-probabilities ``[E, 1]`` and outputs (``outputs[uid]["mean_actions"]`` ``[E, n]``)
         """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.models.base import Model
+from coterie.models.mixins import StochasticMixin
 from coterie.preprocessors import PopArt, Preprocessor, rescale_output, stack_preprocessors
 from coterie.spaces import flat_size
 
@@ -73,6 +74,11 @@ class OutputKeeper:
             for model, layer in rescaled:
                 if layer.bias is None:
                     raise ValueError(f"{type(model).__name__}: PopArt needs an output layer with a bias, got {layer}")
+                if isinstance(model, StochasticMixin) and type(model).output_layers is Model.output_layers:
+                    raise ValueError(
+                        f"{type(model).__name__} is a policy too, and PopArt rescales the layer of its values: define "
+                        "output_layers() to say which that is"
+                    )
             self._layers.append([layer for _, layer in rescaled])
         self._before = [None if member is None else member.moments() for member in self._members]
 

@@ -166,6 +166,8 @@ class OnPolicyAgent(ActingAgent):
             states, actions, rewards, next_states, terminated, truncated, infos, timestep, timesteps
         )
         if not self._storage:
+            if self.memories is not None:
+                raise RuntimeError("record_transition before init: call agent.init() once before the first step")
             return
         terminated, truncated = self._own_ends(terminated, truncated, masks)
         self._record_shared_state(infos)

@@ -124,8 +124,10 @@ class SetOptimizers:
         """The policy's present learning rate of each set."""
         return [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
 
-    def begin_update(self, timestep: int = 0, timesteps: int = 1) -> None:
-        """Let every set take part again, at the learning rates that schedules give for this time step.
+    def begin_update(self, timestep: int = 0, timesteps: int = 1, taking_part: Sequence[bool] | None = None) -> None:
+        """Let sets take part again, at the learning rates that schedules give for this time step.
+
+        :param taking_part: which sets do, None for all; the others' parameters, moments and schedulers stay as they are
 
         :raises ValueError: a schedule gives a negative number or none
         """
@@ -134,7 +136,7 @@ class SetOptimizers:
                 if callable(rate):
                     group["lr"] = scheduled_value("learning_rate", rate, timestep, timesteps)
         self._storage.link()
-        self._active = [True] * len(self._settings)
+        self._active = [True] * len(self._settings) if taking_part is None else list(taking_part)
         self._batches = self._gather()
 
     def _gather(self) -> list[_AdamBatch]:

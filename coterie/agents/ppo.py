@@ -99,12 +99,31 @@ class MultiAgentPPO(OnPolicyAgent):
             scheduler_kwargs=value["learning_rate_scheduler_kwargs"],
         )
 
+    def _explores_at(self, group: Group) -> Any:
+        """The standard deviation that is configured for a group: a number, a schedule, or None."""
+        uid = group.names[0]
+        applies = group.policy is not None and self._applies("exploration_std", uid)
+        return self.agent_cfg["exploration_std"][uid] if applies else None
+
     def _set_std(self, group: Group) -> None:
-        std = self.agent_cfg["exploration_std"][group.names[0]]
-        if std is not None and group.policy is not None:
+        std = self._explores_at(group)
+        if std is not None:
+            assert group.policy is not None
             check_std_from_outside(group.names, group.policy.unique)
-            # that of a schedule is set when a rollout begins
-            self.networks[group.names].std = 1.0 if callable(std) else float(std)
+            # that of a schedule changes when a rollout begins
+            first = scheduled_value("exploration_std", std, 0, 1, above=True) if callable(std) else float(std)
+            self.networks[group.names].std = first
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        stds = {names[0]: networks.std for names, networks in self.networks.items() if networks.std is not None}
+        return {**super().checkpoint_state(), "exploration_std": stds}
+
+    def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
+        super().load_checkpoint_state(state)
+        for names, networks in self.networks.items():
+            std = state.get("exploration_std", {}).get(names[0])
+            if networks.std is not None and std is not None:
+                networks.std = std
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
@@ -117,7 +136,7 @@ class MultiAgentPPO(OnPolicyAgent):
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
         if self.training and self._recorded % self.rollouts == 0:  # the update must see what acting saw
             for group in self.groups:
-                std = self.agent_cfg["exploration_std"][group.names[0]]
+                std = self._explores_at(group)
                 if callable(std):
                     value = scheduled_value("exploration_std", std, timestep, timesteps, above=True)
                     self.networks[group.names].std = value
@@ -143,9 +162,12 @@ class MultiAgentPPO(OnPolicyAgent):
         leader = learner.names[0]
         epochs, parts = self.agent_cfg["learning_epochs"][leader], self.agent_cfg["mini_batches"][leader]
         batches = self._batches(learner)
+        taking_part = self._taking_part(learner, batches)
+        if not any(taking_part):
+            return
         self.set_mode("train")  # only now: targets are those of the critics as they act
         statistics = UpdateStatistics(learner)
-        learner.optimizers.begin_update(timestep, timesteps)
+        learner.optimizers.begin_update(timestep, timesteps, taking_part)
         for _ in range(epochs):
             order = torch.randperm(batches[0].sequences, device=self.device)
             for index in order.tensor_split(parts):
@@ -155,6 +177,15 @@ class MultiAgentPPO(OnPolicyAgent):
                 break
         self._learn_states(learner)
         self._track(learner, statistics)
+
+    def _taking_part(self, learner: Learner, batches: Sequence[Batch]) -> list[bool]:
+        """Which parameter sets have anything to learn from; the others' optimizers and schedulers rest."""
+        masks = [batch.mask for batch in batches if batch.mask is not None]
+        if not masks:
+            return [True] * learner.num_sets
+        agents = torch.cat([mask.flatten(0, -3).any(dim=0).squeeze(-1) for mask in masks])
+        # a learner of several sets has one group, ordered by set
+        return agents.view(learner.num_sets, -1).any(dim=1).tolist()
 
     def _loss(self, learner: Learner, batches: Sequence[Batch], statistics: UpdateStatistics) -> Tensor:
         """The sum over parameter sets of the mean of a set's rows on one minibatch: sets have no parameters in common."""
@@ -181,6 +212,10 @@ class MultiAgentPPO(OnPolicyAgent):
         weights, networks = self._weights[group.names], self.networks[group.names]
         distribution, _ = networks.distribution(batch.states, batch.action_masks, batch.policy_recall)
         log_ratio = distribution.log_prob(batch.actions) - batch.log_prob
+        if (
+            batch.mask is not None
+        ):  # a ratio that is infinite where it does not count would have a gradient of 0 * infinity
+            log_ratio = torch.where(batch.mask, log_ratio, 0.0)
         with torch.set_grad_enabled(weights.explores):
             entropy = mean(distribution.entropy())
         values, _ = networks.values(CriticInput(batch.critic, batch.attendance), batch.value_recall)

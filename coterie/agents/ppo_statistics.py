@@ -80,10 +80,13 @@ class UpdateStatistics:
         )
         for group in learner.groups:
             rows = (self._sums[group.names] / self._counts[group.names].clamp_min(1.0)).tolist()
+            counted = (self._counts[group.names] > 0).tolist()
             fits = explained[group.names].tolist()
             std = self._stds.get(group.names)
             spreads = None if std is None else std.mean(dim=(0, 2)).expand(group.size).tolist()
             for i, (uid, s) in enumerate(zip(group.names, group.sets, strict=True)):
+                if not counted[i]:  # it was absent throughout
+                    continue
                 for tag, row in zip(TAGS, rows, strict=True):
                     track(f"{tag} ({uid})", row[i])
                 track(f"Value / Explained variance ({uid})", fits[i])

@@ -140,7 +140,7 @@ def test_schedules_are_asked_once_at_each_update() -> None:
         # two minibatches of two epochs share an answer; a pair asks for its two parts
         assert sorted(set(calls.at)) == [(3, 10), (7, 10)], key
     # once per rollout, before its first action
-    assert rising.at == [(0, 10), (4, 10), (8, 10)]
+    assert rising.at == [(0, 1), (0, 10), (4, 10), (8, 10)]
 
 
 @pytest.fixture
@@ -310,7 +310,9 @@ def test_only_gaussian_policies_explore_so() -> None:
     }
     trainable = {"a": True, "b": False, "c": False}
     with pytest.raises(ConfigError, match=r"\['b'\] have a CategoricalPolicy; a dict by agent has None"):
-        team(mixed, models=models, exploration_std=0.5, trainable=trainable)
+        team(mixed, models=models, exploration_std={"a": 0.5, "b": 0.5, "c": None}, trainable=trainable)
+    # one value for all is not meant for those that don't learn
+    train(mixed, team(mixed, models=models, exploration_std=0.5, trainable=trainable), 4)
     # a script has no distribution at all
     agent = team(mixed, models=models, exploration_std={"a": 0.5, "b": None, "c": 0.5}, trainable=trainable)
     train(mixed, agent, 4)
@@ -335,3 +337,28 @@ def test_a_schedule_that_ends_at_no_spread_at_all_is_refused_when_it_does() -> N
         ConfigError, match=r"exploration_std: expected its schedule to give a number above 0\.0, got 0\.0 at"
     ):
         train(env, agent, 16)
+
+
+def test_what_all_explore_with_leaves_a_teammate_that_does_not_learn_alone() -> None:
+    env = Toy("ab", actions=BOUNDED)
+    models: dict[str, Any] = {
+        uid: {"policy": TanhGaussianPolicy(box(3), BOUNDED, hidden=(4,), initial_log_std=-12.0)} for uid in "ab"
+    }
+    models["a"]["value"] = Value(box(3), BOUNDED, hidden=(4,))
+    for setting in ({"exploration_std": 0.5}, {"random_timesteps": 10}):
+        agent = team(env, models=models, trainable={"a": True, "b": False}, **setting)
+        agent.set_running_mode("train")
+        actions, _, outputs = agent.act(env.reset()[0], 0, 1)
+        distance = {uid: float((actions[uid] - outputs[uid]["mean_actions"]).abs().max()) for uid in "ab"}
+        assert distance["b"] < 1e-3 < distance["a"]
+
+
+def test_the_present_spread_is_kept_in_checkpoints(tmp_path: Path) -> None:
+    env = Toy(("a",), actions=FREE)
+    agent = team(env, exploration_std=LinearSchedule(1.0, 0.1))
+    train(env, agent, 8)
+    agent.save(tmp_path / "team.pt")
+    other = team(env, exploration_std=LinearSchedule(1.0, 0.1))
+    assert other.networks["a",].std == 1.0
+    other.load(tmp_path / "team.pt")
+    assert other.networks["a",].std == agent.networks["a",].std < 1.0
