@@ -150,7 +150,7 @@ TASKS: dict[str, Task] = {
         foraging,
         "level-based foraging 8x8-2p-2f-coop, all food is 1.0; MAPPO 1.00 after 20M steps (Papoudakis et al. 2021)",
         goal=0.97,
-        timesteps=30_000,
+        timesteps=45_000,
         num_envs=16,
         models={"critic": "heads"},
         cfg={
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in args.tasks:
         for seed in args.seeds:
             reached, seconds, steps = run(name, seed, args.directory)
-            print(f"| {name} | {seed} | {reached:.2f} | {TASKS[name].goal} | {steps:,} | {seconds:.0f} |", flush=True)
+            print(f"| {name} | {seed} | {reached:.3f} | {TASKS[name].goal} | {steps:,} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> float:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--mixed-precision", action="store_true", help="run networks in bfloat16")
     parser.add_argument("--directory", default="runs")
     parser.add_argument("--name", default="", help="name of the run's folder")
     args = parser.parse_args(arguments)
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> float:
     cfg["entropy_loss_scale"] = 1e-4
     cfg["grad_norm_clip"] = 1.0
     cfg["time_limit_bootstrap"] = True
+    cfg["mixed_precision"] = args.mixed_precision
     cfg["experiment"]["directory"] = args.directory
     cfg["experiment"]["experiment_name"] = args.name
     cfg["experiment"]["write_interval"] = STEPS

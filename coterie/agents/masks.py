@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,21 +33,27 @@ class Masks:
         self._active: Mapping[str, Tensor] | None = infos.get("active_masks") or None
         self._waiting: Mapping[str, Tensor] | None = infos.get("waiting_masks") or None
         self._actions: Mapping[str, Tensor] | None = infos.get("action_masks") or None
+        self._known: dict[tuple[str, tuple[str, ...]], Tensor | None] = {}  # a moment is asked about several times
 
     def active(self, names: Sequence[str]) -> Tensor | None:
         """Who is to act, bool ``[E, A, 1]``.
 
         :raises ValueError: a mask of another shape
         """
-        return None if self._active is None else _some_missing(_stack("active_masks", self._active, names, 1))
+        masks = self._active
+        if masks is None:
+            return None
+        return self._once("active", names, lambda: _some_missing(_stack("active_masks", masks, names, 1)))
 
     def present(self, names: Sequence[str]) -> Tensor | None:
         """Who is active or waiting, bool ``[E, A, 1]``.
 
         :raises ValueError: a mask of another shape
         """
-        if self._active is None:
-            return None
+        return None if self._active is None else self._once("present", names, lambda: self._present(names))
+
+    def _present(self, names: Sequence[str]) -> Tensor | None:
+        assert self._active is not None
         active = _stack("active_masks", self._active, names, 1)
         if self._waiting is not None and active is not None:
             waiting = _stack("waiting_masks", self._waiting, names, 1, missing=False)
@@ -59,11 +65,22 @@ class Masks:
 
         :raises ValueError: a mask of another shape
         """
-        if self._actions is None:
+        masks = self._actions
+        if masks is None:
             return None
-        allowed = _stack("action_masks", self._actions, names, width)
-        active = self.active(names)
-        return allowed if allowed is None or active is None else allowed | ~active
+
+        def allowed_to_all() -> Tensor | None:
+            allowed = _stack("action_masks", masks, names, width)
+            active = self.active(names)
+            return allowed if allowed is None or active is None else allowed | ~active
+
+        return self._once("actions", names, allowed_to_all)
+
+    def _once(self, what: str, names: Sequence[str], find: Callable[[], Tensor | None]) -> Tensor | None:
+        key = what, tuple(names)
+        if key not in self._known:
+            self._known[key] = find()
+        return self._known[key]
 
 
 def _some_missing(mask: Tensor | None) -> Tensor | None:
