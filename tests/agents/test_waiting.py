@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from coterie.agents import IPPO
+from coterie.agents import IPPO, MAPPO
 from coterie.memories import RandomMemory
 from coterie.models import CategoricalPolicy, DeterministicMixin, Model
 
@@ -22,15 +22,15 @@ DISCOUNT, LAMBDA = 0.5, 0.5  # their product is 0.25
 
 
 class Read(DeterministicMixin, Model):
-    """The value of a state is what is seen there."""
+    """The value of a state is what is seen there, all added up."""
 
-    def __init__(self) -> None:
-        Model.__init__(self, SEEN, CHOICE)
+    def __init__(self, size: int) -> None:
+        Model.__init__(self, size, CHOICE)
         DeterministicMixin.__init__(self)
         self.factor = nn.Parameter(torch.ones(()))
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
-        return self.factor * inputs["states"], {}
+        return self.factor * inputs["states"].sum(dim=-1, keepdim=True), {}
 
 
 class Game:
@@ -41,6 +41,7 @@ class Game:
     :param ends: by row, "terminated" or "truncated", for both
     :param final: what both see at the end of an episode that was truncated
     :param absent: rows in which a player is not merely waiting
+    :param state: what a critic sees beside the own observation, None for IPPO
     """
 
     def __init__(
@@ -50,14 +51,20 @@ class Game:
         ends: Mapping[int, str] | None = None,
         final: float = 0.0,
         absent: Mapping[str, Sequence[int]] | None = None,
+        state: float | None = None,
         **cfg: Any,
     ) -> None:
         self.values, self.rewards, self.final = values, rewards, final
-        self.ends, self.absent = ends or {}, absent or {}
+        self.ends, self.absent, self.state = ends or {}, absent or {}, state
         steps = len(rewards["a"])
         torch.manual_seed(0)
-        models = {uid: {"policy": CategoricalPolicy(SEEN, CHOICE, hidden=(4,)), "value": Read()} for uid in NAMES}
-        self.agent = IPPO(
+        models = {
+            uid: {"policy": CategoricalPolicy(SEEN, CHOICE, hidden=(4,)), "value": Read(1 if state is None else 2)}
+            for uid in NAMES
+        }
+        if state is not None:
+            cfg["critic_input"] = "agent"
+        self.agent = (IPPO if state is None else MAPPO)(
             NAMES,
             models,
             {uid: RandomMemory(steps, 1) for uid in NAMES},
@@ -66,6 +73,7 @@ class Game:
                 "discount_factor": DISCOUNT, "advantage_normalization": "off", "time_limit_bootstrap": True,
                 "experiment": {"write_interval": 0, "checkpoint_interval": 0}, **cfg,
             },
+            shared_observation_spaces=dict.fromkeys(NAMES, SEEN),
         )  # fmt: skip
         self.agent.init({"timesteps": steps})
         self.agent.set_running_mode("train")
@@ -83,6 +91,8 @@ class Game:
     def _step(self, t: int, steps: int) -> None:
         actions, _, _ = self.agent.act(self._states(t), t, steps, self._masks(t))
         infos = self._masks(t + 1)
+        if self.state is not None:
+            infos |= dict.fromkeys(("shared_states", "shared_next_states"), torch.tensor([[self.state]]))
         if t in self.ends:
             infos["final_states"] = dict.fromkeys(NAMES, torch.tensor([[self.final]]))
         ends = (
@@ -156,6 +166,23 @@ def test_what_is_reported_for_an_absent_agent_is_not_earned() -> None:
     # a is not there in rows 1 and 5: earned 1, 7, 5
     # row 4: 5 + 0.5 * 4 - 3 = 4; row 2: 6.5 + 0.25 * 4 = 7.5; row 0: 1 + 0.5 * 2 - 1 + 0.25 * 7.5 = 2.875
     assert game.stored("advantages", "a") == [2.875, 7.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        # a acts in rows 0 and 2 and is not there after the last, where its critic sees zeros
+        # row 2: 3 - 2 = 1; row 0: 1 + 2 + 0.5 * 2 - 1 = 3, and 0.25 * 1
+        (None, [3.25, 1.0]),
+        # own observation and state: 1 + 5, 2 + 5, and 0 after the last row, not 5
+        # row 2: 3 - 7 = -4; row 0: 1 + 2 + 0.5 * 7 - 6 = 0.5, and 0.25 * -4
+        (5.0, [-0.5, -4.0]),
+    ],
+)
+def test_what_an_absent_agent_s_critic_sees_is_nothing(state: float | None, expected: list[float]) -> None:
+    values = {"a": [1.0, 77.0, 2.0, 77.0], "b": [88.0, 1.0, 88.0, 2.0]}
+    game = Game(values, {"a": [1.0, 2.0, 3.0], "b": [0.0, 0.0, 0.0]}, absent={"a": [3]}, state=state)
+    assert game.stored("advantages", "a") == expected
 
 
 def test_the_end_of_an_episode_reaches_agents_that_have_left() -> None:
