@@ -64,7 +64,8 @@ class ReferencePPO(ReferenceTeam):
             self._normalise_advantages(owner, batches)
         owner.epochs, owner.divergences = 0, []
         threshold = self.setting("kl_threshold", first)
-        for epoch in range(self.setting("learning_epochs", first)):
+        anything = any(batch.advantages for batch in batches.values())  # a set without rests
+        for epoch in range(self.setting("learning_epochs", first) if anything else 0):
             parts = permutations[epoch].tensor_split(self.setting("mini_batches", first))
             divergences = [
                 kl for part in parts for kl in self._gradient_step(owner, batches, self._rows(owner, part, steps), now)
