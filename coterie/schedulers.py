@@ -17,8 +17,8 @@ _SETTINGS = ("kl_threshold", "min_lr", "max_lr", "kl_factor", "lr_factor")
 class LinearSchedule:
     """A number that goes straight from ``start`` to ``end`` over the first ``fraction`` of all time steps, and stays there.
 
-    Called as ``schedule(timestep, timesteps)``. It depends on the time step alone: a run that is taken up again goes on
-    where it was.
+    Called as ``schedule(timestep, timesteps)``. It depends on the time step alone: a run that is taken up again at
+    its time step goes on where it was.
 
     :param start: value at time step 0
     :param end: value from time step ``fraction * timesteps`` on
