@@ -145,12 +145,28 @@ RECALL: dict[str, Any] = {
     "cfg": {"rollouts": 28, "learning_epochs": 5, "learning_rate": 3e-3, "entropy_loss_scale": 0.01},
 }
 
+SPEAKER: dict[str, Any] = {
+    "environment": built_in("particle/simple_speaker_listener"),
+    "goal": -16.0,
+    "timesteps": 10_000,
+    "models": {"critic": "attention"},
+    "cfg": {"entropy_loss_scale": 0.03},
+}
+
+TAG: dict[str, Any] = {
+    "environment": built_in("particle/simple_tag"),
+    "goal": 0.0,
+    "timesteps": 10_000,
+    "models": {"critic": "attention"},
+    "of_one": True,
+}
+
 TASKS: dict[str, Task] = {
     "foraging": Task(
         foraging,
         "level-based foraging 8x8-2p-2f-coop, all food is 1.0; MAPPO 1.00 after 20M steps (Papoudakis et al. 2021)",
         goal=0.97,
-        timesteps=45_000,
+        timesteps=30_000,
         num_envs=16,
         models={"critic": "heads"},
         cfg={
@@ -185,41 +201,18 @@ TASKS: dict[str, Task] = {
     "recall-lstm": Task(
         built_in("memory/recall"), "best 2.0, without memory 1.0", goal=1.95, models={"rnn": "lstm"}, **RECALL
     ),
-    "speaker_listener-across": Task(
-        built_in("particle/simple_speaker_listener"),
-        "a critic of both agents",
-        goal=-16.0,
-        timesteps=10_000,
-        models={"critic": "attention"},
-        cfg={"entropy_loss_scale": 0.03},
-    ),
+    "speaker_listener-across": Task(known="a critic of both agents", **SPEAKER),
     "speaker_listener-within": Task(
-        built_in("particle/simple_speaker_listener"),
-        "critics that see their own agent only: the speaker's does not know where the listener is",
-        goal=-16.0,
-        timesteps=10_000,
-        models={"critic": "attention"},
+        known="critics that see their own agent only: the speaker's does not know where the listener is",
         change_models=within_groups,
-        cfg={"entropy_loss_scale": 0.03},
+        **SPEAKER,
     ),
     "tag-across": Task(
-        built_in("particle/simple_tag"),
-        "three predators after a scripted prey, all seen by the critic; return of a predator",
-        goal=0.0,
-        timesteps=10_000,
-        models={"critic": "attention"},
+        known="three predators after a scripted prey, all seen by the critic; return of a predator",
         change_models=hunt,
-        of_one=True,
+        **TAG,
     ),
-    "tag-within": Task(
-        built_in("particle/simple_tag"),
-        "the same with a critic of the predators alone",
-        goal=0.0,
-        timesteps=10_000,
-        models={"critic": "attention"},
-        change_models=hunt_within_groups,
-        of_one=True,
-    ),
+    "tag-within": Task(known="the same with a critic of the predators alone", change_models=hunt_within_groups, **TAG),
     "recall-mlp": Task(built_in("memory/recall"), "best 2.0, without memory 1.0", goal=0.9, **RECALL),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,6 @@ from coterie.agents.masks import Masks, blank
 from coterie.agents.normalisation import SetPreprocessor, make_preprocessor
 from coterie.agents.outputs import Outputs
 from coterie.agents.precision import mixed_precision_allowed
-from coterie.memories.base import Memory
-from coterie.models.base import Model
 from coterie.models.distributions import Distribution, check_action_masks
 from coterie.spaces import flat_size
 
@@ -40,20 +38,8 @@ class Choice:
 class ActingAgent(MultiAgent):
     """A team whose policies draw actions from distributions. See :class:`MultiAgent` for the parameters."""
 
-    def __init__(
-        self,
-        possible_agents: Sequence[str],
-        models: Mapping[str, Mapping[str, Model]],
-        memories: Mapping[str, Memory] | None = None,
-        observation_spaces: Mapping[str, gymnasium.Space] | None = None,
-        action_spaces: Mapping[str, gymnasium.Space] | None = None,
-        device: str | torch.device | None = None,
-        cfg: Mapping[str, Any] | None = None,
-        shared_observation_spaces: Mapping[str, gymnasium.Space] | None = None,
-    ) -> None:
-        super().__init__(
-            possible_agents, models, memories, observation_spaces, action_spaces, device, cfg, shared_observation_spaces
-        )
+    def _build(self) -> None:
+        super()._build()
         self._check_critics()
         for learner in self.learners:
             self._make_preprocessors(learner)

@@ -99,11 +99,8 @@ class MultiAgent(ABC):
             action_spaces = {uid: policy.action_space for uid, policy in policies.items()}
         self.observation_spaces = self._by_agent("observation_spaces", observation_spaces)
         self.action_spaces = self._by_agent("action_spaces", action_spaces)
-        self.shared_observation_spaces = (
-            None
-            if shared_observation_spaces is None
-            else self._by_agent("shared_observation_spaces", shared_observation_spaces)
-        )
+        shared = shared_observation_spaces
+        self.shared_observation_spaces = None if shared is None else self._by_agent("shared_observation_spaces", shared)
         self.memories = None if memories is None else self._memories(memories)
         self._check_policies()
         self.learners = self._partition()
@@ -120,10 +117,13 @@ class MultiAgent(ABC):
         self.recent_return: float | None = None
         self._finished: list[tuple[Tensor, Tensor]] = []  # returns [N, A] and lengths [N] since the last writing
         self._best_return = float("-inf")
-        self._clock = (0, 0.0)  # time step and time of the last writing
-        self._started = 0.0
+        self._started, self._clock = 0.0, (0, 0.0)  # time; time step and time of the last writing
+        self._build()
 
     # ---- construction ------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:  # noqa: B027 (the base has nothing to add)
+        """What an algorithm adds to the construction, once models, spaces, configuration and groups are known."""
 
     def _by_agent(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Check that a dict covers exactly the agents, and put it into their order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium
@@ -21,7 +21,6 @@ from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
 from coterie.agents.rollout import Cut, Rollout
 from coterie.memories.base import Memory
-from coterie.models.base import Model
 from coterie.spaces import flat_size
 
 __all__ = ["OnPolicyAgent"]
@@ -36,20 +35,8 @@ class OnPolicyAgent(ActingAgent):
     size must be ``cfg["rollouts"]``.
     """
 
-    def __init__(
-        self,
-        possible_agents: Sequence[str],
-        models: Mapping[str, Mapping[str, Model]],
-        memories: Mapping[str, Memory] | None = None,
-        observation_spaces: Mapping[str, gymnasium.Space] | None = None,
-        action_spaces: Mapping[str, gymnasium.Space] | None = None,
-        device: str | torch.device | None = None,
-        cfg: Mapping[str, Any] | None = None,
-        shared_observation_spaces: Mapping[str, gymnasium.Space] | None = None,
-    ) -> None:
-        super().__init__(
-            possible_agents, models, memories, observation_spaces, action_spaces, device, cfg, shared_observation_spaces
-        )
+    def _build(self) -> None:
+        super()._build()
         self._storage: dict[tuple[str, ...], Rollout] = {}
         self._shared: Memory | None = None
         self._recorded = 0

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import gymnasium
 import torch
 from torch import Tensor
 
@@ -40,8 +39,6 @@ from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
 from coterie.agents.ppo_statistics import UpdateStatistics
 from coterie.agents.ppo_weights import LossWeights, loss_weights
 from coterie.agents.rollout import Batch, Rollout, as_sequences
-from coterie.memories.base import Memory
-from coterie.models.base import Model
 
 __all__ = ["MultiAgentPPO"]
 
@@ -63,20 +60,8 @@ class MultiAgentPPO(OnPolicyAgent):
         "state_preprocessor", "value_preprocessor", "advantage_normalization", "kl_estimator", "exploration_std", "trainable",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        possible_agents: Sequence[str],
-        models: Mapping[str, Mapping[str, Model]],
-        memories: Mapping[str, Memory] | None = None,
-        observation_spaces: Mapping[str, gymnasium.Space] | None = None,
-        action_spaces: Mapping[str, gymnasium.Space] | None = None,
-        device: str | torch.device | None = None,
-        cfg: Mapping[str, Any] | None = None,
-        shared_observation_spaces: Mapping[str, gymnasium.Space] | None = None,
-    ) -> None:
-        super().__init__(
-            possible_agents, models, memories, observation_spaces, action_spaces, device, cfg, shared_observation_spaces
-        )
+    def _build(self) -> None:
+        super()._build()
         self._weights: dict[tuple[str, ...], LossWeights] = {}
         self._critic_states: dict[tuple[str, ...], Tensor] = {}  # of recurrent critics, at the end of the last rollout
         for group in self.groups:

@@ -32,8 +32,8 @@ def mixed_precision_allowed(wanted: bool, device: torch.device) -> bool:
     if not wanted or has_bfloat16_units(device):
         return wanted
     _log.warning(
-        "mixed_precision: %s has no bfloat16 units, and a layer of 256 units takes 4 to 13 times as long by conversions "
-        "(measured on CPUs with AVX-512 and AVX2) as in float32: networks run in float32",
+        "mixed_precision: %s has no bfloat16 units, and a layer of 256 units takes 2 to 6 times as long by conversions "
+        "as in float32 (benchmarks/bfloat16.py): networks run in float32",
         device,
     )
     return False
