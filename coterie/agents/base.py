@@ -26,11 +26,12 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from coterie.agent_tensors import stack_agents
+from coterie.agents.acting_state import ActingState
 from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
-from coterie.agents.checks import check_finite, check_models, team_device, with_scripts
+from coterie.agents.checks import check_finite, check_models, check_policies, team_device, with_scripts
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
+from coterie.agents.intake import Form, Kind, take_in
 from coterie.agents.masks import Masks, blank
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.tracking import Tracker, experiment_directory, make_writable
@@ -38,7 +39,6 @@ from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.scripted import ScriptedPolicy
-from coterie.spaces import flat_size
 
 __all__ = ["MultiAgent"]
 
@@ -102,12 +102,12 @@ class MultiAgent(ABC):
         shared = shared_observation_spaces
         self.shared_observation_spaces = None if shared is None else self._by_agent("shared_observation_spaces", shared)
         self.memories = None if memories is None else self._memories(memories)
-        self._check_policies()
+        check_policies(self.models, self.observation_spaces, self.action_spaces)
         self.learners = self._partition()
         self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
         self.training = False
-        self._masks = Masks()  # of the present states
-        self._training_masks = Masks()  # those of training, during an evaluation
+        self._acting = ActingState()
+        self._set_aside: ActingState | None = None  # that of training, during an evaluation
         self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
         self._tracker = Tracker(None)
         self._write_interval = 0
@@ -148,18 +148,6 @@ class MultiAgent(ABC):
             given = {**{uid: None for uid in self.possible_agents if uid not in self.learning_agents}, **memories}
         by_agent = self._by_agent("memories", given)
         return {uid: memory for uid, memory in by_agent.items() if memory is not None or uid in self.learning_agents}
-
-    def _check_policies(self) -> None:
-        for uid, roles in self.models.items():
-            policy = roles["policy"]
-            for what, mine, theirs in (
-                ("observations", policy.num_observations, self.observation_spaces[uid]),
-                ("actions", policy.num_actions, self.action_spaces[uid]),
-            ):
-                if mine != flat_size(theirs):
-                    raise ValueError(
-                        f"the policy of {uid!r} was built for {mine} {what}, its agent has {flat_size(theirs)}: {theirs}"
-                    )
 
     def _partition(self) -> list[Learner]:
         members = [
@@ -231,7 +219,7 @@ class MultiAgent(ABC):
             self._start_wandb(experiment["wandb_kwargs"])
         self._tracker.close()
         self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
-        self._masks = self._training_masks = Masks()
+        self._acting, self._set_aside = ActingState(), None
         self._episodes = None
         self._finished.clear()
         self._started = time.monotonic()
@@ -286,7 +274,7 @@ class MultiAgent(ABC):
         ).all(dim=1)
         if self._episodes is None:
             self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
-        self._masks = Masks(infos)
+        self._acting.masks = self._masks_of(infos, earned.shape[0], states)
         finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
         if finished is not None:
             self.recent_return = float(finished[0].sum(dim=1).mean())
@@ -329,39 +317,45 @@ class MultiAgent(ABC):
         """Tell whether the agent is in training (``"train"``) or merely acts (``"eval"``)."""
         if mode not in ("train", "eval"):
             raise ValueError(f"expected mode 'train' or 'eval', got {mode!r}")
-        if mode == "eval":  # an evaluation begins with new episodes
-            if self.training:
-                self._training_masks = self._masks
-            self._masks = Masks()
+        if mode == "eval":  # an evaluation begins with new episodes, and training goes on where it was
+            self._set_aside = self._acting if self.training else self._set_aside
+            self._acting = ActingState()
         elif not self.training:
-            self._masks = self._training_masks
+            self._acting, self._set_aside = self._set_aside or ActingState(), None
         self.training = mode == "train"
         self.set_mode("eval")  # an update switches the models to "train" for its duration
 
     # ---- the border between names and groups ---------------------------------------------------------------------------
 
-    def _stack(self, what: str, values: Mapping[str, Tensor], names: Sequence[str], width: int = 1) -> Tensor:
-        """Stack the named agents' tensors into ``[E, A, width]``.
+    def _stack(
+        self,
+        what: str,
+        values: Mapping[str, Tensor],
+        names: Sequence[str],
+        width: int = 1,
+        kind: Kind | None = None,
+        rows: int | None = None,
+    ) -> Tensor:
+        """Stack the named agents' tensors into ``[E, A, width]``: see :func:`take_in`."""
+        return take_in(what, values, names, Form(width, kind, rows, self.device))
 
-        :raises KeyError: an agent is missing
-        :raises ValueError: a tensor of another width
-        """
-        try:
-            tensor = stack_agents(values, names)
-        except KeyError as error:
-            raise KeyError(
-                f"{what}: no entry for agent {error.args[0]!r}; expected one for each of {list(names)}, got {sorted(values)}"
-            ) from None
-        except RuntimeError:
-            shapes = {uid: list(values[uid].shape) for uid in names}
-            raise ValueError(f"{what}: expected tensors [E, {width}] for {list(names)}, got {shapes}") from None
-        if tensor.dim() == 2 and width == 1:
-            tensor = tensor.unsqueeze(-1)
-        if tensor.dim() != 3 or tensor.shape[2] != width:
-            raise ValueError(
-                f"{what}[{names[0]!r}]: expected a tensor of shape [E, {width}], got {list(values[names[0]].shape)}"
-            )
-        return tensor
+    @property
+    def _num_envs(self) -> int | None:
+        """Number of environments whose steps are recorded, None before it is known."""
+        if self.memories:
+            return next(iter(self.memories.values())).num_envs
+        return None if self._episodes is None else self._episodes.num_envs
+
+    @property
+    def _masks(self) -> Masks:
+        """Those of the present states."""
+        return self._acting.masks
+
+    def _masks_of(self, infos: Mapping[str, Any], rows: int, states: Mapping[str, Tensor]) -> Masks:
+        """The masks that came with ``states`` of ``rows`` environments."""
+        masks = Masks(infos, rows, self.device)
+        masks.check_names(self.possible_agents, states)
+        return masks
 
     def _check_finite(self, what: str, tensor: Tensor, names: Sequence[str]) -> None:
         """Refuse NaN and infinity in ``[E, A, F]`` (one sum; the culprit is looked for only when there is one).

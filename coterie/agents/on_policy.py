@@ -148,6 +148,9 @@ class OnPolicyAgent(ActingAgent):
         timestep: int,
         timesteps: int,
     ) -> None:
+        states, actions, rewards, next_states, terminated, truncated = self._take_in(
+            states, actions, rewards, next_states, terminated, truncated, infos
+        )
         masks = self._masks  # the base takes in those of next_states
         super().record_transition(
             states, actions, rewards, next_states, terminated, truncated, infos, timestep, timesteps
@@ -178,9 +181,9 @@ class OnPolicyAgent(ActingAgent):
                 "present": masks.present(names),
                 "action_masks": masks.actions(names, flat_size(group.action_space)),
             }
-            grown |= rollout.add(row, shown, choice.state)
-            if names in self._remembered:
-                self._remembered[names] = self._remembered[names].masked_fill(done | cut, 0.0)
+            grown |= rollout.add(row, shown, choice.before)
+            if choice.after is not None:
+                self._acting.memory[names] = choice.after.masked_fill(done | cut, 0.0)
         if grown:
             self._show_storage()
         self._record_successors(next_states, terminated, truncated, infos, masks)
