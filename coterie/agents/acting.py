@@ -131,8 +131,8 @@ class ActingAgent(MultiAgent):
             moment.masks = self._masks_of(infos, rows, states)
         elif moment.masks and moment.masks.rows != rows:  # without infos those of the last step hold
             raise ValueError(
-                f"states: expected {moment.masks.rows} environments, as the masks of the last step have, got {rows}; pass infos, "
-                "with the masks that came with the states"
+                f"states: expected {moment.masks.rows} environments, as the masks of the last step have, got {rows}; pass "
+                "infos, with the masks that came with the states"
             )
         moment.keep(rows)
         if infos is not None and "episode_starts" in infos:
@@ -207,12 +207,13 @@ class ActingAgent(MultiAgent):
     ) -> tuple[AgentTensors, AgentTensors, AgentTensors, Mapping[str, Tensor], AgentTensors, AgentTensors]:
         """Check one step, before anything of it is taken in, and stack what is used at once: all but ``next_states``.
 
-        :raises RuntimeError: in an evaluation
+        :raises KeyError, TypeError, ValueError: see :func:`take_in`
+        :raises RuntimeError: an agent with memories that is not in training
         """
-        if not self.training:
+        if self.memories is not None and not self.training:
             raise RuntimeError(
-                "record_transition in an evaluation: expected training, where alone steps are recorded; call "
-                "agent.set_running_mode('train') before act, or leave the call out"
+                "record_transition: steps are recorded in training only, and this agent merely acts; call "
+                "agent.set_running_mode('train') before the first step, or leave the call out of an evaluation"
             )
         if not isinstance(infos, Mapping):
             raise TypeError(f"infos: expected a dict, {{}} where there is nothing to say, got {type(infos).__name__}")
