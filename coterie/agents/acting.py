@@ -15,7 +15,7 @@ from coterie.agents.acting_state import Choice
 from coterie.agents.base import MultiAgent
 from coterie.agents.group_networks import GroupNetworks, Recall
 from coterie.agents.groups import Group, Learner
-from coterie.agents.intake import FLAGS, NUMBERS, Form, actions_of, check_form
+from coterie.agents.intake import FLAGS, NUMBERS, Form, actions_of, as_stacks, check_form
 from coterie.agents.masks import Masks, blank
 from coterie.agents.normalisation import SetPreprocessor, make_preprocessor
 from coterie.agents.outputs import Outputs
@@ -145,7 +145,7 @@ class ActingAgent(MultiAgent):
 
     def _observed(self, what: str, states: Mapping[str, Tensor], group: Group, masks: Masks) -> Tensor:
         """A group's observations ``[E, A, F]``, zeros where an agent is absent."""
-        stack = self._stack(what, states, group.names, group.observation_width, NUMBERS)
+        stack = self._stack(what, states, group.names, group.observation_width, NUMBERS, self._num_envs)
         return blank(stack, masks.present(group.names))
 
     def _choose(
@@ -229,8 +229,8 @@ class ActingAgent(MultiAgent):
             taken[names] = self._stack("actions", actions, names, group.action_width, kind, rows)
             check_form("next_states", next_states, names, Form(width, NUMBERS, rows, self.device))
         return (
-            AgentTensors(observed), AgentTensors(taken), AgentTensors({team: earned}), next_states,
-            AgentTensors({team: ends}), AgentTensors({team: cuts}),
+            as_stacks(states, observed), as_stacks(actions, taken), as_stacks(rewards, {team: earned}), next_states,
+            as_stacks(terminated, {team: ends}), as_stacks(truncated, {team: cuts}),
         )  # fmt: skip
 
     def _taken(self, group: Group, observed: Tensor, actions: Mapping[str, Tensor], masks: Masks) -> Choice:

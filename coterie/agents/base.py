@@ -26,6 +26,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from coterie.agent_tensors import AgentTensors
 from coterie.agents.acting_state import ActingState
 from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
 from coterie.agents.checks import check_finite, check_models, check_policies, team_device, with_scripts
@@ -337,6 +338,10 @@ class MultiAgent(ABC):
         rows: int | None = None,
     ) -> Tensor:
         """Stack the named agents' tensors into ``[E, A, width]``: see :func:`take_in`."""
+        if kind is None and isinstance(values, AgentTensors):  # taken in before
+            stack = values.stacks.get(tuple(names))
+            if stack is not None and stack.dim() == 3 and stack.shape[2] == width:
+                return stack
         return take_in(what, values, names, Form(width, kind, rows, self.device))
 
     @property

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors, stack_agents
 
-__all__ = ["FLAGS", "NUMBERS", "Form", "Kind", "actions_of", "check_form", "take_in"]
+__all__ = ["FLAGS", "NUMBERS", "Form", "Kind", "actions_of", "as_stacks", "check_form", "take_in", "take_one"]
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,24 @@ class Form(NamedTuple):
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether agents' tensors fit, stacked to ``[E, A, F]``."""
+        shape = tensor.shape
         return (
-            tensor.dim() == 3
-            and tensor.shape[2] == self.width
-            and self.rows in (None, tensor.shape[0])
+            len(shape) == 3
+            and shape[2] == self.width
+            and (self.rows is None or shape[0] == self.rows)
             and self.fits_kind(tensor)
             and self.is_at(tensor)
         )
 
     def fits_kind(self, tensor: Tensor) -> bool:
         """Whether its numbers are of the kind."""
-        return self.kind is None or self.kind.fits(tensor.dtype)
+        kind = self.kind
+        return kind is None or tensor.dtype == kind.dtype or kind.fits(tensor.dtype)
 
     def is_at(self, tensor: Tensor) -> bool:
         """Whether it is on the device."""
         wanted, device = self.device, tensor.device
-        return wanted is None or (wanted.type == device.type and wanted.index in (None, device.index))
+        return wanted is None or wanted == device or (wanted.type == device.type and wanted.index is None)
 
 
 def take_in(what: str, values: Mapping[str, Tensor], names: Sequence[str], form: Form) -> Tensor:
@@ -100,15 +102,35 @@ def take_in(what: str, values: Mapping[str, Tensor], names: Sequence[str], form:
     :raises TypeError: no mapping, no tensor, or another kind of numbers
     :raises ValueError: another shape or device
     """
-    try:
-        tensor = stack_agents(values, names)
-    except (IndexError, KeyError, RuntimeError, TypeError):
-        raise _fault(what, values, names, form) from None
+    tensor = values.stacks.get(tuple(names)) if isinstance(values, AgentTensors) else None
+    if tensor is None:
+        if not isinstance(values, Mapping):
+            raise _fault(what, values, names, form)
+        try:
+            tensor = stack_agents(values, names)
+        except (IndexError, KeyError, RuntimeError, TypeError):
+            raise _fault(what, values, names, form) from None
     if tensor.dim() == 2 and form.width == 1:
         tensor = tensor.unsqueeze(-1)
     if not form.fits(tensor):
         raise _fault(what, values, names, form)
     return tensor if form.kind is None or tensor.dtype == form.kind.dtype else tensor.to(form.kind.dtype)
+
+
+def as_stacks(values: Mapping[str, Tensor], stacks: Mapping[tuple[str, ...], Tensor]) -> AgentTensors:
+    """The stacks that ``values`` were taken in as: ``values`` itself where it holds these very ones."""
+    if isinstance(values, AgentTensors) and all(values.stacks.get(names) is stack for names, stack in stacks.items()):
+        return values
+    return AgentTensors(stacks)
+
+
+def take_one(what: str, tensor: Any, form: Form) -> Tensor:
+    """Take in one tensor ``[E, F]`` that is nobody's in particular; errors are those of :func:`take_in`."""
+    error = _misfit(what, tensor, form)
+    if error is not None:
+        raise error
+    taken: Tensor = tensor if form.kind is None else tensor.to(form.kind.dtype)
+    return taken
 
 
 def check_form(what: str, values: Mapping[str, Tensor], names: Sequence[str], form: Form) -> None:
@@ -140,21 +162,23 @@ def _fault_of(what: str, values: Any, name: str, names: Sequence[str], form: For
         return KeyError(
             f"{what}: no entry for agent {name!r}; expected one for each of {list(names)}, got {sorted(values)}"
         )
-    tensor = values[name]
+    return _misfit(f"{what}[{name!r}]", values[name], form)
+
+
+def _misfit(what: str, tensor: Any, form: Form) -> Exception | None:
+    """How one tensor misses its form, None where it fits."""
     if not isinstance(tensor, Tensor):
-        return TypeError(
-            f"{what}[{name!r}]: expected a tensor {form}, got {type(tensor).__name__}; torch.as_tensor makes one of arrays "
-            "and lists"
-        )
+        advice = "" if tensor is None else "; torch.as_tensor makes one of arrays and lists"
+        return TypeError(f"{what}: expected a tensor {form}, got {type(tensor).__name__}{advice}")
     wide = tensor.dim() == 2 and tensor.shape[1] == form.width
     flat = tensor.dim() == 1 and form.width == 1
     if not (wide or flat) or form.rows not in (None, tensor.shape[0]):
-        return ValueError(f"{what}[{name!r}]: expected a tensor of shape {form}, got {list(tensor.shape)}")
+        return ValueError(f"{what}: expected a tensor of shape {form}, got {list(tensor.shape)}")
     if form.kind is not None and not form.fits_kind(tensor):
-        return TypeError(f"{what}[{name!r}]: expected {form.kind.words} {form}, got {tensor.dtype}; {form.kind.advice}")
+        return TypeError(f"{what}: expected {form.kind.words} {form}, got {tensor.dtype}; {form.kind.advice}")
     if not form.is_at(tensor):
         return ValueError(
-            f"{what}[{name!r}]: expected a tensor on {form.device}, where the agent is, got one on {tensor.device}; move it "
-            "there, or build the agent with another device"
+            f"{what}: expected a tensor on {form.device}, where the agent is, got one on {tensor.device}; move it there, or "
+            "build the agent with another device"
         )
     return None

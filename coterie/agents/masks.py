@@ -13,6 +13,9 @@ from coterie.agents.intake import FLAGS, Form, take_in
 
 __all__ = ["Masks", "blank"]
 
+#: what infos may have
+WHAT = ("active_masks", "waiting_masks", "action_masks")
+
 
 def blank(x: Tensor, present: Tensor | None) -> Tensor:
     """``x`` ``[..., A, F]`` with zeros where an agent is absent (bool ``[..., A, 1]``), whatever stood there."""
@@ -41,9 +44,8 @@ class Masks:
                 raise TypeError(f"infos: expected a dict, got {type(infos).__name__}")
             infos = {}
         self.rows, self._device = rows, device
-        self._active = _given(infos, "active_masks")
-        self._waiting = _given(infos, "waiting_masks")
-        self._actions = _given(infos, "action_masks")
+        self._given = {what: _by_agent(what, infos[what]) for what in WHAT if infos.get(what) is not None}
+        self._active, self._waiting, self._actions = (self._given.get(what) or None for what in WHAT)
         self._known: dict[tuple[str, tuple[str, ...]], Tensor | None] = {}  # a moment is asked about several times
 
     def check_names(self, team: Sequence[str], others: Container[str]) -> None:
@@ -53,9 +55,8 @@ class Masks:
 
         :raises ValueError: naming both
         """
-        masks = {"active_masks": self._active, "waiting_masks": self._waiting, "action_masks": self._actions}
-        for what, given in masks.items():
-            if given is None or (isinstance(given, AgentTensors) and tuple(team) in given.stacks):
+        for what, given in self._given.items():
+            if isinstance(given, AgentTensors) and tuple(team) in given.stacks:
                 continue
             lacking = [uid for uid in team if uid not in given]
             unknown = [uid for uid in given if uid not in team and uid not in others] if lacking else []
@@ -67,7 +68,7 @@ class Masks:
 
     def __bool__(self) -> bool:
         """Whether there are any."""
-        return any(masks is not None for masks in (self._active, self._waiting, self._actions))
+        return any(self._given.values())
 
     def active(self, names: Sequence[str]) -> Tensor | None:
         """Who is to act, bool ``[E, A, 1]``.
@@ -134,14 +135,10 @@ class Masks:
         return torch.stack([next(columns) if uid in masks else default for uid in names], dim=1)
 
 
-def _given(infos: Mapping[str, Any], what: str) -> Mapping[str, Tensor] | None:
-    """Masks by agent; None where there are none."""
-    masks = infos.get(what)
-    if masks is None:
-        return None
-    if not isinstance(masks, Mapping):
-        raise TypeError(f"infos[{what!r}]: expected a mapping from agent to bool tensor, got {type(masks).__name__}")
-    return masks or None
+def _by_agent(what: str, masks: Any) -> Mapping[str, Tensor]:
+    if isinstance(masks, Mapping):
+        return masks
+    raise TypeError(f"infos[{what!r}]: expected a mapping from agent to bool tensor, got {type(masks).__name__}")
 
 
 def _some_missing(mask: Tensor | None) -> Tensor | None:

@@ -17,6 +17,7 @@ from coterie.agents.acting import ActingAgent
 from coterie.agents.checks import check_finite, check_memories
 from coterie.agents.group_networks import CriticInput
 from coterie.agents.groups import Group
+from coterie.agents.intake import NUMBERS, Form, take_one
 from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
 from coterie.agents.rollout import Cut, Rollout
@@ -299,7 +300,7 @@ class OnPolicyAgent(ActingAgent):
         """The shared state ``[E, F]`` of a moment, None where critics don't see it.
 
         :raises KeyError: it is not in ``infos``
-        :raises ValueError: it has another shape
+        :raises ValueError: it has another shape, or is elsewhere
         """
         if self._shared is None:
             return None
@@ -307,11 +308,8 @@ class OnPolicyAgent(ActingAgent):
             raise KeyError(
                 f"infos[{key!r}]: expected the shared state, a tensor [E, F]; got {type(infos.get(key)).__name__}"
             )
-        state: Tensor = infos[key]
-        expected = (self._shared.num_envs, *self._shared.get_tensor_by_name("shared_states").shape[2:])
-        if state.shape != expected:
-            raise ValueError(f"infos[{key!r}]: expected a tensor of shape {list(expected)}, got {list(state.shape)}")
-        return state
+        width = self._shared.get_tensor_by_name("shared_states").shape[2]
+        return take_one(f"infos[{key!r}]", infos[key], Form(width, NUMBERS, self._shared.num_envs, self.device))
 
     def _shaped(self, group: Group, rewards: Tensor, timestep: int, timesteps: int) -> Tensor:
         shapers = [self.agent_cfg["rewards_shaper"][uid] for uid in group.names]
