@@ -86,7 +86,7 @@ class ActingAgent(MultiAgent):
 
     @property
     def _records(self) -> bool:
-        """Whether steps are recorded: what policies remember then moves on with the recording, else with the acting."""
+        """Whether each step is to be recorded: what policies remember moves on with the recording then, else with acting."""
         return self.training and self.memories is not None
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class ActingAgent(MultiAgent):
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
         moment = self._acting
         observed, masks = self._look_around(states, infos)  # all of it, before anything is drawn
-        moment.choices, distributions = {}, {}
+        moment.seen, moment.choices, distributions = observed, {}, {}
         for group in self.groups:
             leader = group.names[0]
             explores = (
@@ -121,11 +121,6 @@ class ActingAgent(MultiAgent):
             stacks[group.names] = self._stack("states", states, group.names, group.observation_width, NUMBERS, rows)
             rows = stacks[group.names].shape[0]
         assert rows is not None
-        if self._records and rows != self._num_envs:
-            raise ValueError(
-                f"states: expected {self._num_envs} environments, as the memories have, got {rows}; call "
-                "agent.set_running_mode('eval') to act in others"
-            )
         moment = self._acting
         if infos is not None:
             moment.masks = self._masks_of(infos, rows, states)
@@ -134,14 +129,28 @@ class ActingAgent(MultiAgent):
                 f"states: expected {moment.masks.rows} environments, as the masks of the last step have, got {rows}; pass "
                 "infos, with the masks that came with the states"
             )
-        moment.keep(rows)
-        if infos is not None and "episode_starts" in infos:
-            self._forget(infos["episode_starts"], rows)
         for group in self.groups:
             observed = blank(stacks[group.names], moment.masks.present(group.names))
             self._check_finite("states", observed, group.names)
             stacks[group.names] = observed
+        if self._records:
+            self._check_recorded(stacks)
+        moment.keep(rows)
+        if infos is not None and "episode_starts" in infos:
+            self._forget(infos["episode_starts"], rows)
         return stacks, moment.masks
+
+    def _check_recorded(self, stacks: Mapping[tuple[str, ...], Tensor]) -> None:
+        """Refuse to let policies with a memory act on other observations before the step that they acted in was recorded.
+
+        Acting on the same ones again is fine: the later choice counts.
+        """
+        for names, choice in self._acting.choices.items():
+            if choice.after is not None and not _equal(stacks[names], self._acting.seen[names]):
+                raise RuntimeError(
+                    "act: the last step was not recorded, so what recurrent policies are to remember of it is not known; call "
+                    "agent.record_transition after each act, or agent.set_running_mode('eval') to act without"
+                )
 
     def _observed(self, what: str, states: Mapping[str, Tensor], group: Group, masks: Masks) -> Tensor:
         """A group's observations ``[E, A, F]``, zeros where an agent is absent."""
@@ -163,7 +172,7 @@ class ActingAgent(MultiAgent):
             chosen = torch.stack(scripted, dim=1)
             return Choice(chosen, chosen, chosen.new_zeros((*chosen.shape[:2], 1), dtype=torch.float32)), None
         assert group.policy is not None
-        distribution, before, after = self._look(group, observed, masks, allowed)
+        distribution, before, after = self._look(group, observed, masks, allowed, None)
         if explores:
             inputs = {"states": observed, "action_masks": allowed}
             latent = distribution.latent(group.policy.models[0].random_act(inputs, "policy")[0])
@@ -173,15 +182,19 @@ class ActingAgent(MultiAgent):
         return choice, distribution
 
     def _look(
-        self, group: Group, observed: Tensor, masks: Masks, allowed: Tensor | None
+        self, group: Group, observed: Tensor, masks: Masks, allowed: Tensor | None, before: Tensor | None
     ) -> tuple[Distribution, Tensor | None, Tensor | None]:
-        """The policies' distributions, and the recurrent state before and after they took the observations in."""
+        """The policies' distributions, and the recurrent state before and after they took the observations in.
+
+        :param before: None for the present one
+        """
         networks = self.networks[group.names]
         states = networks.normalised(observed)
         if not networks.remembers:
             return networks.distribution(states, allowed)[0], None, None
         assert group.policy is not None
-        before = self._acting.memory.get(group.names)
+        if before is None:
+            before = self._acting.memory.get(group.names)
         if before is None:
             before = group.policy.initial_state(*observed.shape[:2])
         distribution, after = networks.distribution(states, allowed, Recall(before, active=masks.active(group.names)))
@@ -208,12 +221,12 @@ class ActingAgent(MultiAgent):
         """Check one step, before anything of it is taken in, and stack what is used at once: all but ``next_states``.
 
         :raises KeyError, TypeError, ValueError: see :func:`take_in`
-        :raises RuntimeError: an agent with memories that is not in training
+        :raises RuntimeError: during an evaluation
         """
-        if self.memories is not None and not self.training:
+        if self._evaluating and self.memories is not None:
             raise RuntimeError(
-                "record_transition: steps are recorded in training only, and this agent merely acts; call "
-                "agent.set_running_mode('train') before the first step, or leave the call out of an evaluation"
+                "record_transition during an evaluation, which is not learned from: leave the call out, or go back to training "
+                "with agent.set_running_mode('train')"
             )
         if not isinstance(infos, Mapping):
             raise TypeError(f"infos: expected a dict, {{}} where there is nothing to say, got {type(infos).__name__}")
@@ -249,6 +262,11 @@ class ActingAgent(MultiAgent):
         if group.scripts is not None:
             return Choice(taken, taken, taken.new_zeros((*taken.shape[:2], 1), dtype=torch.float32))
         allowed = masks.actions(group.names, flat_size(group.action_space))
-        distribution, before, after = self._look(group, observed, masks, allowed)
+        before = None if pending is None else pending.before
+        distribution, before, after = self._look(group, observed, masks, allowed, before)
         latent = distribution.latent(taken)
         return Choice(taken, latent, distribution.log_prob(latent), before, after)
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return x is y or (x.shape == y.shape and torch.equal(x, y))

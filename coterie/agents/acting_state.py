@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -30,7 +31,9 @@ class ActingState:
     masks: Masks = field(default_factory=Masks)
     #: recurrent states [E, A, W] from which the next actions are chosen
     memory: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
-    #: what was chosen for the present states, until it is recorded
+    #: the present states, observations [E, A, F]
+    seen: Mapping[tuple[str, ...], Tensor] = field(default_factory=dict)
+    #: what was chosen for them, until it is recorded
     choices: dict[tuple[str, ...], Choice] = field(default_factory=dict)
 
     def keep(self, rows: int) -> None:

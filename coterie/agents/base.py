@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ from coterie.agents.groups import Group, Learner, TeamMember, build_learners
 from coterie.agents.intake import Form, Kind, take_in
 from coterie.agents.masks import Masks, blank
 from coterie.agents.normalisation import SetPreprocessor
-from coterie.agents.tracking import Tracker, experiment_directory, make_writable
+from coterie.agents.tracking import Tracker, experiment_directory, make_writable, start_wandb
 from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory
 from coterie.models.base import Model
@@ -108,7 +108,7 @@ class MultiAgent(ABC):
         self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
         self.training = False
         self._acting = ActingState()
-        self._set_aside: ActingState | None = None  # that of training, during an evaluation
+        self._evaluating, self._set_aside = False, self._acting  # that of training, during an evaluation
         self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
         self._tracker = Tracker(None)
         self._write_interval = 0
@@ -155,23 +155,30 @@ class MultiAgent(ABC):
             TeamMember(
                 name=uid,
                 index=i,
-                models={role: self.models[uid][role] for role in ("policy", "value") if role in self.models[uid]},
+                models={role: self.models[uid][role] for role in self._trained(uid)},
                 observation_space=self.observation_spaces[uid],
                 action_space=self.action_spaces[uid],
                 state_space=None if self.shared_observation_spaces is None else self.shared_observation_spaces[uid],
                 own=self._settings(self.OWN_KEYS, uid),
-                common=(
-                    self._settings(self.COMMON_KEYS, uid),
-                    repr([self.models[uid][role].get_specification() for role in sorted(self.models[uid])]),
-                ),
+                common={
+                    **self._settings(self.COMMON_KEYS, uid),
+                    "get_specification()": repr(
+                        [self.models[uid][role].get_specification() for role in self._trained(uid)]
+                    ),
+                },
             )
             for i, uid in enumerate(self.possible_agents)
         ]
         return build_learners(members, self.device)
 
-    def _settings(self, keys: Sequence[str], uid: str) -> Hashable:
+    def _trained(self, uid: str) -> list[str]:
+        """The roles of an agent's models that take part: nobody asks the critic of one that does not learn."""
+        roles = ("policy", "value") if uid in self.learning_agents else ("policy",)
+        return [role for role in roles if role in self.models[uid]]
+
+    def _settings(self, keys: Sequence[str], uid: str) -> dict[str, str]:
         """The values that ``uid`` has of some keys, as something that compares."""
-        return tuple((key, repr(self.agent_cfg[key][uid])) for key in keys)
+        return {key: repr(self.agent_cfg[key][uid]) for key in keys}
 
     def config_values(
         self, group: Group, key: str, part: int = 0, timestep: int = 0, timesteps: int = 1
@@ -217,22 +224,14 @@ class MultiAgent(ABC):
         if self._write_interval > 0 or self._checkpoint_interval > 0:
             make_writable(self.experiment_dir)
         if experiment["wandb"]:
-            self._start_wandb(experiment["wandb_kwargs"])
+            start_wandb(self.experiment_dir.name, self.cfg)
         self._tracker.close()
         self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
-        self._acting, self._set_aside = ActingState(), None
+        self._acting = self._set_aside = ActingState()
         self._episodes = None
         self._finished.clear()
         self._started = time.monotonic()
         self._clock = (0, self._started)
-
-    def _start_wandb(self, kwargs: Mapping[str, Any]) -> None:
-        try:
-            import wandb  # noqa: PLC0415 (optional)
-        except ImportError as error:
-            raise ImportError("cfg['experiment']['wandb'] is True: install wandb, or set it to False") from error
-        options = {"name": self.experiment_dir.name, "sync_tensorboard": True, "config": {"cfg": repr(self.cfg)}}
-        wandb.init(**{**options, **kwargs})
 
     def pre_interaction(self, timestep: int, timesteps: int) -> None:  # noqa: B027 (few algorithms need it)
         """Called before each step's actions are chosen."""
@@ -319,11 +318,11 @@ class MultiAgent(ABC):
         if mode not in ("train", "eval"):
             raise ValueError(f"expected mode 'train' or 'eval', got {mode!r}")
         if mode == "eval":  # an evaluation begins with new episodes, and training goes on where it was
-            self._set_aside = self._acting if self.training else self._set_aside
+            self._set_aside = self._set_aside if self._evaluating else self._acting
             self._acting = ActingState()
-        elif not self.training:
-            self._acting, self._set_aside = self._set_aside or ActingState(), None
-        self.training = mode == "train"
+        elif self._evaluating:
+            self._acting = self._set_aside
+        self.training, self._evaluating = mode == "train", mode == "eval"
         self.set_mode("eval")  # an update switches the models to "train" for its duration
 
     # ---- the border between names and groups ---------------------------------------------------------------------------
@@ -471,7 +470,9 @@ class MultiAgent(ABC):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what :meth:`save` wrote. Nothing is loaded unless all of it fits.
 
-        An agent without memories takes the models and normalisers alone.
+        An agent without memories takes the models and normalisers alone. What the configuration sets stays as it is set, so
+        that a run can go on with other numbers: a fixed learning rate above all. With a learning-rate scheduler in the file and
+        here, its state and the rate that it came to are the file's.
 
         :raises CheckpointError: the file is damaged or holds another team's agents; the message lists every difference
         """

@@ -89,6 +89,22 @@ def check_models(models: Mapping[str, Mapping[str, Model]], learning: Sequence[s
     with_value = [uid for uid in learning if "value" in models[uid]]
     if with_value and len(with_value) != len(learning):
         raise ValueError(f"expected a value model for every agent that learns or for none, only {with_value} have one")
+    _check_sharing(models, learning)
+
+
+def _check_sharing(models: Mapping[str, Mapping[str, Model]], learning: Sequence[str]) -> None:
+    """Refuse policies of agents that don't learn which change as others do."""
+    taught: dict[int, list[str]] = {}
+    for uid in learning:
+        for parameter in dict.fromkeys(p for model in models[uid].values() for p in model.parameters()):
+            taught.setdefault(id(parameter), []).append(uid)
+    for uid in (name for name in models if name not in learning):
+        sharing = next((taught[id(p)] for p in models[uid]["policy"].parameters() if id(p) in taught), None)
+        if sharing is not None:
+            raise ValueError(
+                f"{uid!r} does not learn (cfg['trainable']) but shares its policy with agents that do, {sharing}: give it a "
+                f"policy of its own, such as that of build_models(..., shared=False)[{uid!r}]"
+            )
 
 
 def check_policies(

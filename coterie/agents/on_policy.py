@@ -152,6 +152,11 @@ class OnPolicyAgent(ActingAgent):
         states, actions, rewards, next_states, terminated, truncated = self._take_in(
             states, actions, rewards, next_states, terminated, truncated, infos
         )
+        if self._recorded == self.rollouts:
+            raise RuntimeError(
+                f"record_transition: a rollout of {self.rollouts} steps is full and was not learned from; call "
+                "agent.post_interaction after each record_transition"
+            )
         masks = self._masks  # the base takes in those of next_states
         super().record_transition(
             states, actions, rewards, next_states, terminated, truncated, infos, timestep, timesteps
@@ -159,6 +164,9 @@ class OnPolicyAgent(ActingAgent):
         if not self._storage:
             if self.memories is not None:
                 raise RuntimeError("record_transition before init: call agent.init() once before the first step")
+            team = self.possible_agents
+            over = self._stack("terminated", terminated, team) | self._stack("truncated", truncated, team)
+            self._forget(AgentTensors.single(team, over), over.shape[0])
             return
         terminated, truncated = self._own_ends(terminated, truncated, masks)
         self._record_shared_state(infos)
@@ -322,9 +330,10 @@ class OnPolicyAgent(ActingAgent):
         return torch.stack(columns, dim=1)
 
     def post_interaction(self, timestep: int, timesteps: int) -> None:
-        if self._storage and self._recorded and self._recorded % self.rollouts == 0:
+        if self._recorded == self.rollouts and not self._evaluating:
             self._check_rollout()
             self._update(timestep, timesteps)
+            self._recorded = 0
             for rollout in self._storage.values():
                 rollout.clear()
         super().post_interaction(timestep, timesteps)

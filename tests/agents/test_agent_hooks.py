@@ -192,7 +192,6 @@ def test_memories_must_hold_one_rollout(algorithm: type[MultiAgent]) -> None:
 def test_the_defaults_construct_and_learn(algorithm: type[MultiAgent], cfg: Any, shared: bool) -> None:
     agent = algorithm(NAMES, build_models(algorithm, shared=shared), build_memories(rows=16), cfg=cfg)
     agent.init()
-    agent.set_running_mode("train")
     before = weights(agent)
     play(agent, 15)
     assert torch.equal(weights(agent), before)
@@ -652,7 +651,6 @@ def test_a_value_without_its_last_dimension_is_refused(shared: bool) -> None:
     models = {uid: {"policy": policy(), "value": common if shared else FlatValue()} for uid in NAMES}
     agent = IPPO(NAMES, models, build_memories(), cfg={"rollouts": ROLLOUTS, "experiment": OFF})
     agent.init({"timesteps": 10})
-    agent.set_running_mode("train")
     before = weights(agent)
     with pytest.raises(ValueError, match=r"FlatValue.compute returned a tensor of shape"):
         play(agent, ROLLOUTS)
@@ -678,6 +676,5 @@ def test_a_critic_of_several_values_is_refused() -> None:
         roles["value"] = Wide(space(OBSERVATIONS), CHOICE, hidden=(8,))
     agent = IPPO(NAMES, models, build_memories(), cfg={"rollouts": ROLLOUTS, "experiment": OFF})
     agent.init()
-    agent.set_running_mode("train")
     with pytest.raises(ValueError, match="expected one value"):
         play(agent, ROLLOUTS)

@@ -45,8 +45,8 @@ def members(
             observation_space=roles["policy"].observation_space,  # type: ignore[arg-type]
             action_space=roles["policy"].action_space,  # type: ignore[arg-type]
             state_space=observation(10),
-            own=None if own is None else own[i],
-            common=None if common is None else common[i],
+            own={"rate": None if own is None else own[i]},
+            common={"epochs": None if common is None else common[i]},
         )
         for i, roles in enumerate(models)
     ]
@@ -195,7 +195,9 @@ def test_settings_of_the_parameters_do_not() -> None:
 def test_agents_that_share_a_model_must_agree(kind: str) -> None:
     value = critic()
     models = [{"policy": policy(), "value": critic()}, *({"policy": policy(), "value": value} for _ in range(2))]
-    with pytest.raises(ValueError, match=r"agents 'b' and 'c' share a model but not the settings .*'x'.*'y'"):
+    key = {"own": "rate", "common": "epochs"}[kind]
+    message = rf"agents 'b' and 'c' share a model but not the settings of its training: {key} is x for 'b' and y for 'c'\. Give"
+    with pytest.raises(ValueError, match=message):
         learners(models, **{kind: ["z", "x", "y"]})
 
 
@@ -301,10 +303,12 @@ def test_agents_with_other_epochs_learn_by_themselves() -> None:
 )
 def test_a_conflict_within_a_shared_set_names_both_agents(name: str, values: tuple[Any, Any]) -> None:
     roles = {"policy": policy(), "value": critic()}
-    with pytest.raises(
-        ValueError, match=r"agents 'a' and 'b' share a model but not .*" + name.split("_kwargs", maxsplit=1)[0]
-    ):
+    with pytest.raises(ValueError, match=r"agents 'a' and 'b' share a model but not ") as error:
         agent_of([roles, roles], {name: dict(zip("ab", values, strict=True))})
+    if name != "state_preprocessor_kwargs":  # which is no setting of the optimizer's
+        ours = f"{name} is {values[0]!r} for 'a' and {values[1]!r} for 'b'. Give"
+        assert ours in str(error.value)
+        assert str(error.value).count(" for 'a' and ") == 1  # and nothing that is equal
 
 
 @pytest.mark.parametrize(

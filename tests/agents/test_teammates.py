@@ -144,7 +144,10 @@ def test_agents_that_share_a_model_must_both_learn_or_not() -> None:
     env = Toy("abc")
     models = models_for(env, IPPO, "abc")
     models["c"] = models["a"]
-    with pytest.raises(ValueError, match=r"agents 'a' and 'c' share a model but not .*trainable"):
+    with pytest.raises(
+        ValueError,
+        match=r"^'c' does not learn .* but shares its policy with agents that do, \['a'\]: give it a policy of its own",
+    ):
         team(env, IPPO, "ab", models)
     agent = team(env, IPPO, "ac", models)
     assert agent.learning_agents == ["a", "c"]
