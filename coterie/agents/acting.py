@@ -149,7 +149,8 @@ class ActingAgent(MultiAgent):
             if choice.after is not None and not _equal(stacks[names], self._acting.seen[names]):
                 raise RuntimeError(
                     "act: the last step was not recorded, so what recurrent policies are to remember of it is not known; call "
-                    "agent.record_transition after each act, or agent.set_running_mode('eval') to act without"
+                    "agent.record_transition after each act, agent.set_running_mode('eval') to act without, or agent.init() to "
+                    "begin anew"
                 )
 
     def _observed(self, what: str, states: Mapping[str, Tensor], group: Group, masks: Masks) -> Tensor:
