@@ -94,21 +94,22 @@ class ActingAgent(MultiAgent):
         self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
         moment = self._acting
-        observed, masks = self._look_around(states, infos)  # all of it, before anything is drawn
-        moment.seen, moment.choices, distributions = observed, {}, {}
+        observed, masks = self._look_around(states, infos)  # all of it, before anything changes
+        choices, distributions = {}, {}
         for group in self.groups:
             leader = group.names[0]
             explores = (
                 self._applies("random_timesteps", leader) and timestep < self.agent_cfg["random_timesteps"][leader]
             )
             choice, distribution = self._choose(group, observed[group.names], masks, self.training and explores)
-            moment.choices[group.names] = choice
+            choices[group.names] = choice
             if distribution is not None:
                 distributions[group.names] = distribution
+        moment.masks, moment.seen, moment.choices = masks, observed, choices
         if not self._records:
             moment.move_on()
-        actions = {names: choice.actions for names, choice in moment.choices.items()}
-        log_prob = {names: choice.log_prob for names, choice in moment.choices.items()}
+        actions = {names: choice.actions for names, choice in choices.items()}
+        log_prob = {names: choice.log_prob for names, choice in choices.items()}
         return AgentTensors(actions), AgentTensors(log_prob), Outputs(distributions, actions)
 
     def _look_around(
@@ -121,24 +122,23 @@ class ActingAgent(MultiAgent):
             stacks[group.names] = self._stack("states", states, group.names, group.observation_width, NUMBERS, rows)
             rows = stacks[group.names].shape[0]
         assert rows is not None
-        moment = self._acting
-        if infos is not None:
-            moment.masks = self._masks_of(infos, rows, states)
-        elif moment.masks and moment.masks.rows != rows:  # without infos those of the last step hold
+        # without infos those of the last step hold
+        masks = self._masks if infos is None else self._masks_of(infos, rows, states)
+        if masks and masks.rows != rows:
             raise ValueError(
-                f"states: expected {moment.masks.rows} environments, as the masks of the last step have, got {rows}; pass "
-                "infos, with the masks that came with the states"
+                f"states: expected {masks.rows} environments, as the masks of the last step have, got {rows}; pass infos, with "
+                "the masks that came with the states"
             )
         for group in self.groups:
-            observed = blank(stacks[group.names], moment.masks.present(group.names))
+            observed = blank(stacks[group.names], masks.present(group.names))
             self._check_finite("states", observed, group.names)
             stacks[group.names] = observed
         if self._records:
             self._check_recorded(stacks)
-        moment.keep(rows)
+        self._acting.keep(rows)
         if infos is not None and "episode_starts" in infos:
             self._forget(infos["episode_starts"], rows)
-        return stacks, moment.masks
+        return stacks, masks
 
     def _check_recorded(self, stacks: Mapping[tuple[str, ...], Tensor]) -> None:
         """Refuse to let policies with a memory act on other observations before the step that they acted in was recorded.
