@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,13 +28,12 @@ from torch import Tensor, nn
 
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.acting_state import ActingState
-from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
+from coterie.agents.checkpoints import load_team, load_teammates, preprocessors, save_team, write_checkpoint
 from coterie.agents.checks import check_finite, check_models, check_policies, team_device, with_scripts
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
 from coterie.agents.intake import Form, Kind, take_in
 from coterie.agents.masks import Masks, blank
-from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.tracking import Tracker, experiment_directory, make_writable, start_wandb
 from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory
@@ -247,6 +246,9 @@ class MultiAgent(ABC):
             recorded, ``infos["episode_starts"]``, bool ``[E, 1]`` by agent, says where recurrent policies start anew
 
         :return: actions ``[E, n]``, log-probabilities ``[E, 1]`` and outputs (``outputs[uid]["mean_actions"]`` ``[E, n]``)
+
+        :raises KeyError, TypeError, ValueError: what was passed does not fit the agents; nothing has changed then
+        :raises RuntimeError: recurrent policies in training were to go on from a step that was not recorded
         """
 
     def record_transition(
@@ -265,6 +267,9 @@ class MultiAgent(ABC):
 
         ``infos["shared_states"]`` and ``infos["shared_next_states"]`` (a trainer adds them) are the shared states ``[E, F]``
         that go with ``states`` and ``next_states``.
+
+        :raises KeyError, TypeError, ValueError: what was passed does not fit the agents; nothing is taken in then
+        :raises RuntimeError: during an evaluation, or after a full rollout that was not learned from
         """
         earned = blank(self._stack("rewards", rewards, self.possible_agents), self._masks.present(self.possible_agents))
         self._check_finite("rewards", earned, self.possible_agents)  # before anything of the step is taken in
@@ -432,7 +437,7 @@ class MultiAgent(ABC):
                 if not any(model is other for other in modules.values()):
                     modules[f"models/{uid}/{role}"] = model
         for learner in self.learners:
-            for kind, stage in _preprocessors(learner):
+            for kind, stage in preprocessors(learner):
                 for names, member in zip(learner.set_names(), stage.members, strict=True):
                     modules[f"{kind}/{names[0]}"] = member
         return modules
@@ -470,9 +475,8 @@ class MultiAgent(ABC):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what :meth:`save` wrote. Nothing is loaded unless all of it fits.
 
-        An agent without memories takes the models and normalisers alone. What the configuration sets stays as it is set, so
-        that a run can go on with other numbers: a fixed learning rate above all. With a learning-rate scheduler in the file and
-        here, its state and the rate that it came to are the file's.
+        An agent without memories takes the models and normalisers alone. A fixed learning rate stays the configured one;
+        where both the file and this agent have a learning-rate scheduler, the rate and the scheduler's state are the file's.
 
         :raises CheckpointError: the file is damaged or holds another team's agents; the message lists every difference
         """
@@ -488,13 +492,3 @@ class MultiAgent(ABC):
         :raises CheckpointError: the file is damaged, or a policy does not fit; nothing is loaded then
         """
         load_teammates(self, path, sources)
-
-
-def _preprocessors(learner: Learner) -> Iterator[tuple[str, SetPreprocessor]]:
-    for group in learner.groups:
-        for kind in ("state_preprocessor", "shared_state_preprocessor"):
-            stage = getattr(group, kind)
-            if stage is not None:
-                yield f"{kind}/{group.names[0]}", stage
-    if learner.value_preprocessor is not None:
-        yield "value_preprocessor", learner.value_preprocessor
