@@ -154,8 +154,8 @@ def test_policies_in_games_of_turns_remember_their_own_moves() -> None:
     seen: list[Tensor] = []
     look = agent._look
 
-    def spy(group: Any, observed: Tensor, masks: Any, allowed: Any) -> Any:
-        result = look(group, observed, masks, allowed)
+    def spy(*arguments: Any) -> Any:
+        result = look(*arguments)
         seen.append(result[1])  # the state before
         return result
 
