@@ -211,7 +211,7 @@ class ReferenceTeam:
         if memory:
             inputs |= {"rnn": memory, "length": 1}
         if there is not None:
-            of_all = model.compute({**inputs, "active": there.bool()}, role)[0]
+            of_all = model.compute({**inputs, "present": there.bool()}, role)[0]
             return (of_all[:, self.names.index(uid)].unsqueeze(-1),), []
         output = model.compute(inputs, role)
         tensors = [x for x in output if isinstance(x, Tensor)]

@@ -216,8 +216,8 @@ def test_critics_of_whole_teams_give_every_agent_its_own_value_and_leave_absent_
             active[:, i] = agent.memories[uid].get_tensor_by_name("active").flatten()
     assert not bool(active.all())
     with torch.no_grad():
-        expected = critic.compute({"states": joined, "active": active})[0]
-        blind = critic.compute({"states": joined, "active": None})[0]
+        expected = critic.compute({"states": joined, "present": active})[0]
+        blind = critic.compute({"states": joined, "present": None})[0]
     for i, uid in enumerate(SIZES):
         values = agent.memories[uid].get_tensor_by_name("values").flatten()
         torch.testing.assert_close(values[active[:, i]], expected[active[:, i], i], rtol=1e-5, atol=1e-6)

@@ -29,8 +29,8 @@ def critic(team: str | dict[str, Any], pooling: str, **kwargs: Any) -> TeamValue
     return model
 
 
-def values(model: TeamValue, states: Tensor, active: Tensor | None = None) -> Tensor:
-    result: Tensor = model.compute({"states": states, "active": active})[0]
+def values(model: TeamValue, states: Tensor, present: Tensor | None = None) -> Tensor:
+    result: Tensor = model.compute({"states": states, "present": present})[0]
     return result
 
 
@@ -203,7 +203,7 @@ def test_errors() -> None:
         TeamValue({})
     model = critic("alike", "mean")
     for states, active in ((torch.zeros(2, 5), None), (torch.zeros(2, 6), torch.ones(2, 2, dtype=torch.bool))):
-        with pytest.raises(ValueError, match=r"observations of 3 agents \[B, 6\] and active \[B, 3\], got"):
+        with pytest.raises(ValueError, match=r"observations of 3 agents \[B, 6\] and present \[B, 3\], got"):
             values(model, states, active)
     batch = ModelBatch([model] * 3, "value", FlatParameters([[model]]), torch.eye(3))
     with pytest.raises(ValueError, match=r"one row per environment, \[B, 1, F\]: got \[2, 3, 6\]"):
