@@ -246,12 +246,12 @@ class ReferencePPO(ReferenceTeam):
             seen = [batches[uid].critic_states[t][e] for t, e in rows]
             if self._of_team(uid, "value"):
                 seen = [x[: -len(self.names)] for x in seen]
-            seen_by_all.setdefault(self.kinds[uid], {}).update(zip(rows, seen, strict=True))
-            seen_by_each.setdefault(self.kinds[uid], []).extend(seen)
+            seen_by_all.setdefault(self._scale(uid), {}).update(zip(rows, seen, strict=True))
+            seen_by_each.setdefault(self._scale(uid), []).extend(seen)
         if self.centralised:
-            for kind, scaler in owner.shared_normalisers.items():
+            for scale, scaler in owner.shared_normalisers.items():
                 each = self.cfg.get("critic_input") == "agent"
-                parts = seen_by_each[kind] if each else list(seen_by_all[kind].values())
+                parts = seen_by_each[scale] if each else list(seen_by_all[scale].values())
                 if parts:
                     scaler.learn(torch.stack(parts))
 
