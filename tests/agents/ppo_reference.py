@@ -102,11 +102,14 @@ class ReferencePPO(ReferenceTeam):
             # what was v std + mean is the same as v' std' + mean'
             for row, value in batches[uid].values.items():
                 batches[uid].values[row] = float((value * std + mean - new_mean) / new_std)
-            head = [m for m in self.models[uid]["value"].modules() if isinstance(m, nn.Linear)][-1]
-            if id(head) not in done:
-                done.add(id(head))
-                head.weight.mul_(std / new_std)
-                head.bias.copy_((std * head.bias + mean - new_mean) / new_std)
+            critic = self.models[uid]["value"]
+            # of critics of whole teams, one for each kind of agent
+            ends = list(getattr(critic, "value_heads", [critic]))
+            for head in [[m for m in end.modules() if isinstance(m, nn.Linear)][-1] for end in ends]:
+                if id(head) not in done:
+                    done.add(id(head))
+                    head.weight.mul_(std / new_std)
+                    head.bias.copy_((std * head.bias + mean - new_mean) / new_std)
 
     def _normalise_advantages(self, owner: ParameterSet, batches: Mapping[str, Batch]) -> None:
         kind = self.setting("advantage_normalization", owner.names[0]) or "agent"
