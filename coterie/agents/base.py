@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +32,6 @@ from coterie.agents.checks import check_finite, check_models, team_device, with_
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
 from coterie.agents.masks import Masks, blank
-from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.tracking import Tracker, experiment_directory, make_writable
 from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory
@@ -70,6 +69,8 @@ class MultiAgent(ABC):
     COMMON_KEYS: ClassVar[tuple[str, ...]] = ()
     #: whether the shared states are of use, so that a trainer need not ask the environment for them otherwise
     uses_shared_states: ClassVar[bool] = True
+    #: whether all critics see the same, one row for each environment
+    common_critic_input: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ class MultiAgent(ABC):
             )
             for i, uid in enumerate(self.possible_agents)
         ]
-        return build_learners(members, self.device)
+        return build_learners(members, self.device, self.common_critic_input)
 
     def _settings(self, keys: Sequence[str], uid: str) -> Hashable:
         """The values that ``uid`` has of some keys, as something that compares."""
@@ -434,7 +435,7 @@ class MultiAgent(ABC):
                 if not any(model is other for other in modules.values()):
                     modules[f"models/{uid}/{role}"] = model
         for learner in self.learners:
-            for kind, stage in _preprocessors(learner):
+            for kind, stage in learner.preprocessors():
                 for names, member in zip(learner.set_names(), stage.members, strict=True):
                     modules[f"{kind}/{names[0]}"] = member
         return modules
@@ -488,13 +489,3 @@ class MultiAgent(ABC):
         :raises CheckpointError: the file is damaged, or a policy does not fit; nothing is loaded then
         """
         load_teammates(self, path, sources)
-
-
-def _preprocessors(learner: Learner) -> Iterator[tuple[str, SetPreprocessor]]:
-    for group in learner.groups:
-        for kind in ("state_preprocessor", "shared_state_preprocessor"):
-            stage = getattr(group, kind)
-            if stage is not None:
-                yield f"{kind}/{group.names[0]}", stage
-    if learner.value_preprocessor is not None:
-        yield "value_preprocessor", learner.value_preprocessor

@@ -102,11 +102,14 @@ class ReferencePPO(ReferenceTeam):
             # what was v std + mean is the same as v' std' + mean'
             for row, value in batches[uid].values.items():
                 batches[uid].values[row] = float((value * std + mean - new_mean) / new_std)
-            head = [m for m in self.models[uid]["value"].modules() if isinstance(m, nn.Linear)][-1]
-            if id(head) not in done:
-                done.add(id(head))
-                head.weight.mul_(std / new_std)
-                head.bias.copy_((std * head.bias + mean - new_mean) / new_std)
+            critic = self.models[uid]["value"]
+            # of critics of whole teams, one for each kind of agent
+            ends = list(getattr(critic, "value_heads", [critic]))
+            for head in [[m for m in end.modules() if isinstance(m, nn.Linear)][-1] for end in ends]:
+                if id(head) not in done:
+                    done.add(id(head))
+                    head.weight.mul_(std / new_std)
+                    head.bias.copy_((std * head.bias + mean - new_mean) / new_std)
 
     def _normalise_advantages(self, owner: ParameterSet, batches: Mapping[str, Batch]) -> None:
         kind = self.setting("advantage_normalization", owner.names[0]) or "agent"
@@ -246,12 +249,12 @@ class ReferencePPO(ReferenceTeam):
             seen = [batches[uid].critic_states[t][e] for t, e in rows]
             if self._of_team(uid, "value"):
                 seen = [x[: -len(self.names)] for x in seen]
-            seen_by_all.setdefault(self.kinds[uid], {}).update(zip(rows, seen, strict=True))
-            seen_by_each.setdefault(self.kinds[uid], []).extend(seen)
+            seen_by_all.setdefault(self._scale(uid), {}).update(zip(rows, seen, strict=True))
+            seen_by_each.setdefault(self._scale(uid), []).extend(seen)
         if self.centralised:
-            for kind, scaler in owner.shared_normalisers.items():
+            for scale, scaler in owner.shared_normalisers.items():
                 each = self.cfg.get("critic_input") == "agent"
-                parts = seen_by_each[kind] if each else list(seen_by_all[kind].values())
+                parts = seen_by_each[scale] if each else list(seen_by_all[scale].values())
                 if parts:
                     scaler.learn(torch.stack(parts))
 

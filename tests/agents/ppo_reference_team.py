@@ -189,8 +189,12 @@ class ReferenceTeam:
             scheduler,
             make("value_preprocessor"),
             {self.kinds[uid]: make("state_preprocessor") for uid in names},
-            {self.kinds[uid]: make("shared_state_preprocessor") for uid in names},
+            {self._scale(uid): make("shared_state_preprocessor") for uid in names},
         )
+
+    def _scale(self, uid: str) -> Any:
+        """Which normaliser of its set an agent's critic has, with MAPPO: one where all see the same, or one for each kind."""
+        return self.kinds[uid] if self.cfg.get("critic_input") == "agent" else None
 
     def set_of(self, uid: str) -> ParameterSet:
         """The parameter set that an agent belongs to."""
@@ -202,16 +206,16 @@ class ReferenceTeam:
         """What a model makes of raw inputs ``[B, F]``, and what it remembers of them."""
         owner, model = self.set_of(uid), self.models[uid][role]
         shared = role == "value" and self.centralised
-        table = owner.shared_normalisers if shared else owner.state_normalisers
+        scale = owner.shared_normalisers[self._scale(uid)] if shared else owner.state_normalisers[self.kinds[uid]]
         there = states[:, states.shape[1] - len(self.names) :] if self._of_team(uid, role) else None
         states = states if there is None else states[:, : -len(self.names)]
         agent_id = torch.zeros(len(states), len(self.names), dtype=torch.float64)
         agent_id[:, self.names.index(uid)] = 1.0
-        inputs: dict[str, Any] = {"states": table[self.kinds[uid]].normalise(states.double()), "agent_id": agent_id}
+        inputs: dict[str, Any] = {"states": scale.normalise(states.double()), "agent_id": agent_id}
         if memory:
             inputs |= {"rnn": memory, "length": 1}
         if there is not None:
-            of_all = model.compute({**inputs, "active": there.bool()}, role)[0]
+            of_all = model.compute({**inputs, "present": there.bool()}, role)[0]
             return (of_all[:, self.names.index(uid)].unsqueeze(-1),), []
         output = model.compute(inputs, role)
         tensors = [x for x in output if isinstance(x, Tensor)]

@@ -138,13 +138,13 @@ class Run:
         monkeypatch.setattr(torch, "randperm", recorded)
 
     def _one_memory(self, algorithm: str, cfg: Mapping[str, Any]) -> set[str]:
-        """Agents whose critic is one model that is run once per environment."""
+        """Agents whose critic sees what all see, by a model that is the same for all of their kind."""
         if algorithm == "ippo" or cfg["critic_input"] == "agent":
             return set()
         together: set[str] = set()
         for group in self.agent.groups:
             critics = [self.models[uid]["value"] for uid in group.names]
-            if len(critics) > 1 and all(c is critics[0] for c in critics) and not critics[0].uses_agent_id:
+            if all(c is critics[0] for c in critics) and not critics[0].uses_agent_id:
                 together |= set(group.names)
         return together
 

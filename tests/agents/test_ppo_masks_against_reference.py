@@ -13,6 +13,7 @@ from tests.agents.ppo_memory_models import seeing
 from tests.agents.ppo_reference_time import ACTIVE
 from tests.agents.ppo_runs import CLASSES, TOLERANCE, Case, Run, run_by_both
 from tests.agents.ppo_teams import (
+    Team,
     alike,
     built,
     central_critic,
@@ -45,6 +46,20 @@ def halving(timestep: int, timesteps: int) -> float:
 def of_all(critic: str, sees: str, share: bool) -> Any:
     """Ready-made models with one critic that gives every agent a value of its own."""
     return lambda team, algorithm: built(team, algorithm, shared=share, critic=critic, critic_input=sees, hidden=(8, 8))
+
+
+def three_kinds() -> Team:
+    """Kinds of two, one and one."""
+    return Team({"a0": "discrete", "b0": "gaussian", "a1": "discrete", "c0": "multidiscrete"})
+
+
+def crossed(team: Any, algorithm: str) -> Any:
+    """The agents of a kind share a policy, and each shares its critic with one of the other kind."""
+    models = shared(team, algorithm)
+    critics = distinct(team, algorithm)
+    first, second = critics["a0"]["value"], critics["a1"]["value"]
+    values = {"a0": first, "b0": second, "a1": second, "b1": first}
+    return {uid: {"policy": roles["policy"], "value": values[uid]} for uid, roles in models.items()}
 
 
 def pairs_of_three(team: Any, algorithm: str) -> Any:
@@ -208,6 +223,20 @@ CASES = [
             ("two groups", mixed, True, POPART if critic == "heads" else EVERYTHING),
         )
     ),
+    # critics that serve several kinds of agents, and run once for all of them
+    *(
+        case(f"{critic}, {cfg_name}, three kinds", three_kinds, of_all(critic, sees, True), {
+            "critic_input": sees, **cfg,
+        }, ("mappo",))
+        for critic, sees in (("mlp", "state"), ("heads", "both"), ("pooled", "observations"), ("attention", "observations"))
+        for cfg_name, cfg in (("plain", {"mini_batches": 3}), ("normalised", EVERYTHING))
+    ),
+    case("popart, three kinds", three_kinds, of_all("mlp", "state", True), POPART, ("mappo",)),
+    case("popart of all, three kinds", three_kinds, of_all("attention", "observations", True), {
+        "critic_input": "observations", **POPART,
+    }, ("mappo",)),
+    case("two critics across two kinds", mixed, crossed, EVERYTHING, ("mappo",)),
+    case("two critics across two kinds, all present", mixed, crossed, SHARED_SCALER, style=None, masked=False),
     case("critic sees both, popart", lambda: alike(3), seeing("both", True), {"critic_input": "both", **POPART}, ("mappo",)),
 ]  # fmt: skip
 
