@@ -183,7 +183,7 @@ class OnPolicyAgent(ActingAgent):
                 self._remembered[names] = self._remembered[names].masked_fill(done | cut, 0.0)
         if grown:
             self._show_storage()
-        self._record_successors(next_states, terminated, truncated, infos, masks)
+        self._record_successors(next_states, terminated, truncated, infos)
         self._recorded += 1
 
     def _own_ends(
@@ -227,12 +227,8 @@ class OnPolicyAgent(ActingAgent):
         terminated: Mapping[str, Tensor],
         truncated: Mapping[str, Tensor],
         infos: Mapping[str, Any],
-        masks: Masks,
     ) -> None:
-        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck.
-
-        :param masks: those of the states that the step began with
-        """
+        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck."""
         row = self._recorded % self.rollouts
         if row + 1 == self.rollouts:
             shared = self._shared_state(infos, "shared_next_states")
@@ -261,7 +257,7 @@ class OnPolicyAgent(ActingAgent):
             final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
             going_on = self._shared_state(infos, "shared_next_states")
             shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
-        there = self._there_at_last(ended, struck, masks)
+        there = self._there_at_last(ended, struck)
         moment = self._moment("final_states", final, shared, there)
         for group in self._learning_groups():
             cut = self._stack("truncated", truncated, group.names) & ~self._stack("terminated", terminated, group.names)
@@ -270,23 +266,20 @@ class OnPolicyAgent(ActingAgent):
                 critic = self._seen_by_critics(group, moment, "the critic's final states", envs)
                 self._storage[group.names].cuts.append(Cut(row, envs, critic, cut[envs]))
 
-    def _there_at_last(self, ended: Tensor, struck: Tensor, masks: Masks) -> Callable[[Group], Tensor | None]:
+    def _there_at_last(self, ended: Tensor, struck: Tensor) -> Callable[[Group], Tensor | None]:
         """Who is there, bool ``[E, A, 1]`` of a group, in the last states of agents that a time limit struck.
 
-        Where the whole episode is over, those who were there when the step began and did not die in it. Where others go on,
-        those who are there in the next states, and whom it struck.
+        Where the whole episode is over, those who were there when the step began and did not die in it, which is whom it
+        struck (see :meth:`_own_ends`). Where others go on, also those who are there in the next states.
 
         :param ended: who was terminated, bool ``[E, agents of the team, 1]``
         :param struck: whom the time limit struck
-        :param masks: those of the states that the step began with
         """
         names = self.possible_agents
-        before, after = masks.present(names), self._masks.present(names)
-        everyone = torch.ones_like(struck)
-        at_the_end = ~ended if before is None else before & ~ended
-        going_on = everyone if after is None else after | struck
+        after = self._masks.present(names)
         over = (ended | struck).all(dim=1, keepdim=True)
-        there = torch.where(over, at_the_end, going_on) | ~struck.any(dim=1, keepdim=True)  # other copies mean nothing
+        there = struck | ~over if after is None else struck | (after & ~over)
+        there = there | ~struck.any(dim=1, keepdim=True)  # of other copies nothing is kept
         if bool(there.all()):
             return lambda group: None
         by_name = AgentTensors({tuple(names): there})

@@ -233,6 +233,10 @@ def test_nobody_may_have_waited_before_the_rollout_ends(mid_episode: bool) -> No
     assert games[0].stored("advantages", "a") == ([1.375, 1.5, 0.0] if mid_episode else known)
     alike = [torch.equal(x, y) for x, y in zip(games[0].parameters(), games[1].parameters(), strict=True)]
     assert all(alike) == mid_episode
+    if mid_episode:  # of the two rows that count
+        game = Late(values, {"a": [1.0, 2.0, 3.0], "b": [1.0, 2.0, 3.0]}, advantage_normalization="agent")
+        # 1.375 and 1.5: mean 1.4375, standard deviation 0.0625 * sqrt(2)
+        assert game.stored("advantages", "a") == pytest.approx([-(0.5**0.5), 0.5**0.5, 0.0])
 
 
 def test_the_explained_variance_is_that_of_rows_that_count(tmp_path: Path) -> None:
