@@ -221,6 +221,9 @@ class SequentialTrainer:
             if not training:  # what training is told by record_transition
                 names = env.possible_agents
                 ended = stack_agents(terminated, names) | stack_agents(truncated, names)
+                present = masks.present(names)
+                if present is not None:  # an absent agent's end means nothing until the whole episode is over
+                    ended = ended & (present | ended.all(dim=1, keepdim=True))
                 infos = {**infos, "episode_starts": AgentTensors.single(names, ended)}
 
 
