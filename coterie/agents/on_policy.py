@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import gymnasium
@@ -202,20 +202,27 @@ class OnPolicyAgent(ActingAgent):
                 self._remembered[names] = self._remembered[names].masked_fill(done | timed_out, 0.0)
         if grown:
             self._show_storage()
-        self._record_successors(next_states, terminated, truncated, infos, masks)
+        self._record_successors(next_states, terminated, truncated, infos)
         self._recorded += 1
 
     def _own_ends(
         self, terminated: Mapping[str, Tensor], truncated: Mapping[str, Tensor], masks: Masks
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """The ends that count: what was done for an absent agent means nothing until the whole episode is over."""
+        """The ends that count: what was done for an absent agent means nothing until the whole episode is over.
+
+        For an agent that is absent then, that is a termination, whatever ended the episode: it has left the game, and there is
+        no last observation of it whose value could stand for what it might have earned.
+        """
         names = self.possible_agents
         present = masks.present(names)
         if present is None:
             return terminated, truncated
         ends, cuts = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
-        counts = present | (ends | cuts).all(dim=1, keepdim=True)
-        return AgentTensors({tuple(names): ends & counts}), AgentTensors({tuple(names): cuts & counts})
+        over = (ends | cuts).all(dim=1, keepdim=True)
+        return (
+            AgentTensors({tuple(names): torch.where(present, ends, over)}),
+            AgentTensors({tuple(names): cuts & present}),
+        )
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
         if not self.uses_shared_states:
@@ -239,16 +246,12 @@ class OnPolicyAgent(ActingAgent):
         terminated: Mapping[str, Tensor],
         truncated: Mapping[str, Tensor],
         infos: Mapping[str, Any],
-        masks: Masks,
     ) -> None:
-        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck.
-
-        :param masks: those of the states that the step began with
-        """
+        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck."""
         row = self._recorded % self.rollouts
         if row + 1 == self.rollouts:
             shared = self._shared_state(infos, "shared_next_states")
-            moment = self._moment("next_states", next_states, shared, self._masks)
+            moment = self._moment("next_states", next_states, shared, lambda group: self._masks.present(group.names))
             for critics in self._learning_critics():
                 self._successors[critics.names].last = self._seen_by_critics(
                     critics, moment, "the critic's next states"
@@ -275,7 +278,8 @@ class OnPolicyAgent(ActingAgent):
             final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
             going_on = self._shared_state(infos, "shared_next_states")
             shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
-        moment = self._moment("final_states", final, shared, masks)
+        there = self._there_at_last(ended, struck)
+        moment = self._moment("final_states", final, shared, there)
         for critics in self._learning_critics():
             names = critics.names
             agents = self._stack("truncated", truncated, names) & ~self._stack("terminated", terminated, names)
@@ -283,6 +287,25 @@ class OnPolicyAgent(ActingAgent):
             if len(envs):
                 critic = self._seen_by_critics(critics, moment, "the critic's final states", envs)
                 self._successors[names].truncations.append(Truncation(row, envs, critic, agents[envs]))
+
+    def _there_at_last(self, ended: Tensor, struck: Tensor) -> Callable[[Group], Tensor | None]:
+        """Who is there, bool ``[E, A, 1]`` of a group, in the last states of agents that a time limit struck.
+
+        Where the whole episode is over, those who were there when the step began and did not die in it, which is whom it
+        struck (see :meth:`_own_ends`). Where others go on, also those who are there in the next states.
+
+        :param ended: who was terminated, bool ``[E, agents of the team, 1]``
+        :param struck: whom the time limit struck
+        """
+        names = self.possible_agents
+        after = self._masks.present(names)
+        over = (ended | struck).all(dim=1, keepdim=True)
+        there = struck | ~over if after is None else struck | (after & ~over)
+        there = there | ~struck.any(dim=1, keepdim=True)  # of other copies nothing is kept
+        if bool(there.all()):
+            return lambda group: None
+        by_name = AgentTensors({tuple(names): there})
+        return lambda group: self._stack("present", by_name, group.names)
 
     def _rollout_moment(self) -> Moment:
         """What could be seen at all rows of the rollout."""
@@ -297,14 +320,20 @@ class OnPolicyAgent(ActingAgent):
     def _learning_critics(self) -> list[CriticGroup]:
         return [critics for learner in self.learners if self.learns(learner) for critics in learner.critics]
 
-    def _moment(self, what: str, states: Mapping[str, Tensor], shared: Tensor | None, masks: Masks) -> Moment:
+    def _moment(
+        self,
+        what: str,
+        states: Mapping[str, Tensor],
+        shared: Tensor | None,
+        present: Callable[[Group], Tensor | None],
+    ) -> Moment:
         """What can be seen at one moment of all environments."""
         return Moment(
             self.groups,
             self.possible_agents,
-            lambda group: self._observed(what, states, group, masks),
+            lambda group: blank(self._stack(what, states, group.names, group.observation_width), present(group)),
             shared,
-            lambda group: masks.present(group.names),
+            present,
         )
 
     def _seen_by_critics(

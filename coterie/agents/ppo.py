@@ -130,7 +130,11 @@ class MultiAgentPPO(OnPolicyAgent):
     # ---- the update ------------------------------------------------------------------------------------------------------
 
     def _update(self, timestep: int, timesteps: int) -> None:
-        due = [e for e in self.learners if self.learns(e) and timestep >= self.agent_cfg["learning_starts"][e.names[0]]]
+        learning = [learner for learner in self.learners if self.learns(learner)]
+        due = [e for e in learning if timestep >= self.agent_cfg["learning_starts"][e.names[0]]]
+        for learner in learning:
+            if learner not in due:
+                self._look_on(learner)
         for group in (group for learner in due for group in learner.groups):
             self._weights[group.names] = loss_weights(
                 lambda key, part, group=group: self.config_values(group, key, part, timestep, timesteps)  # type: ignore[misc]
@@ -140,6 +144,14 @@ class MultiAgentPPO(OnPolicyAgent):
                 self._learn(learner, timestep, timesteps)
             finally:
                 self.set_mode("eval")
+
+    @torch.no_grad()
+    def _look_on(self, learner: Learner) -> None:
+        """Take in a rollout that is not learned from: what recurrent critics remember belongs to the running episodes."""
+        moment = self._rollout_moment()
+        for critics in learner.critics:
+            if critics.batch.recurrent:
+                self._evaluate(critics, self._critic_rows(critics, moment))
 
     def _learn(self, learner: Learner, timestep: int, timesteps: int) -> None:
         """One update of the learner's parameter sets: targets, epochs of minibatches, normalisers."""
@@ -290,6 +302,7 @@ class MultiAgentPPO(OnPolicyAgent):
             weights.discount,
             weights.gae_lambda,
             rollout.mask("active"),
+            rollout.active_next,
         )
         rollout["values"].copy_(values)
         rollout["returns"].copy_(returns)
@@ -302,9 +315,10 @@ class MultiAgentPPO(OnPolicyAgent):
         masks: list[Tensor | None] = []
         for group in learner.groups:
             rollout = self._storage[group.names]
-            active = rollout.mask("active")
-            if active is not None:
-                following = rollout.active_next
+            active, following = rollout.mask("active"), rollout.active_next
+            # all may have acted in every row, and some wait after the last
+            if active is not None or following is not None:
+                active = torch.ones_like(rollout["terminated"]) if active is None else active
                 following = torch.ones_like(active[0]) if following is None else following
                 active = functional.outcome_known(active, rollout.ended(), following)
             masks.append(active)
@@ -428,9 +442,9 @@ class MultiAgentPPO(OnPolicyAgent):
         if not self._tracker.enabled:
             return
         explained = {}
-        for group in learner.groups:
+        for group, mask in zip(learner.groups, self._counting(learner), strict=True):
             rollout = self._storage[group.names]
             explained[group.names] = functional.explained_variance(
-                rollout["values"], rollout["returns"], (0, 1), rollout.mask("active")
+                rollout["values"], rollout["returns"], (0, 1), mask
             ).squeeze(-1)
         statistics.write(self.track_data, explained)

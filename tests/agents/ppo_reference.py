@@ -50,9 +50,33 @@ class ReferencePPO(ReferenceTeam):
         for owner in self.sets:
             self._update_set(owner, steps, permutations[owner.names[0]])
 
+    def learns_at(self, uid: str, timestep: int) -> bool:
+        """Whether an agent learns from the rollout whose last step is this one."""
+        return timestep >= (self.setting("learning_starts", uid) or 0)
+
+    def look_on(self, uid: str, steps: Sequence[Step]) -> None:
+        """Remember a rollout without learning from it."""
+        for role in ("policy", "value"):
+            frozen, ended = self._rules(uid, role, steps)
+            for e in range(len(steps[0].shared_states)):
+                rows = [self._sees(uid, role, step)[e] for step in steps]
+                path = self._walk(uid, role, rows, self._starts(uid, role, e), frozen[e], ended[e])
+                self.memories[role][uid][e] = path.last
+
+    def _sees(self, uid: str, role: str, step: Step) -> Tensor:
+        """What an agent's policy or critic sees in a step, ``[E, F]``."""
+        if role == "policy":
+            return step.masks.cleaned(step.states[uid], uid)
+        return self._critic_states(uid, step.states, step.shared_states, step.masks)
+
     def _update_set(self, owner: ParameterSet, steps: Sequence[Step], permutations: Sequence[Tensor]) -> None:
         first = owner.names[0]
         now = (steps[-1].timestep, steps[-1].timesteps)
+        if not self.learns_at(first, now[0]):
+            with torch.no_grad():
+                for uid in owner.names:
+                    self.look_on(uid, steps)
+            return
         rates = self.setting("learning_rate", first)
         rates = tuple(rates) if isinstance(rates, (tuple, list)) else (rates, rates)
         for part, group in enumerate(owner.optimizer.param_groups):

@@ -284,6 +284,7 @@ class ReferenceTeam:
                     [float(r[e]) if here else 0.0 for r, here in zip(rewards, there, strict=True)],
                     [bool(step.terminated[uid][e]) and here for step, here in zip(steps, there, strict=True)],
                     [bool(step.truncated[uid][e]) and here for step, here in zip(steps, there, strict=True)],
+                    [step.over(e) and not here for step, here in zip(steps, there, strict=True)],
                 )
             )
         return lives
@@ -360,7 +361,7 @@ class ReferenceTeam:
                 ended = step.over(e)  # otherwise it is over for this agent alone, and its next state is a true one
                 states = step.final_states if ended else step.next_states
                 shared = step.final_shared_states if ended else step.shared_next_states
-                return value(self._critic_states(uid, states, shared, step.masks)[e], critics[e].after[t])
+                return value(self._critic_states(uid, states, shared, step.last_masks())[e], critics[e].after[t])
 
             led_to = outcomes(life)
             advantages = advantages_of(

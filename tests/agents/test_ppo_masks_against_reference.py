@@ -10,8 +10,9 @@ import torch
 from coterie.preprocessors import PopArt, RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
 from tests.agents.ppo_memory_models import seeing
+from tests.agents.ppo_presence import LIVES
 from tests.agents.ppo_reference_time import ACTIVE
-from tests.agents.ppo_runs import CLASSES, TOLERANCE, Case, Run, run_by_both
+from tests.agents.ppo_runs import CLASSES, CUTS, TOLERANCE, Case, Run, T, run_by_both
 from tests.agents.ppo_teams import (
     Team,
     alike,
@@ -127,6 +128,29 @@ CASES = [
     case("lives and masks, central critic", mixed, central_critic, EVERYTHING, ("mappo",)),
     case("lives and masks, by hand", lambda: alike(6), handwritten, EVERYTHING),
     case("lives, one agent", lambda: alike(1), distinct, EVERYTHING, style="waits"),
+    # absent at the end of an episode without ever having been done
+    case("leaves, shared", lambda: alike(3), shared, style="leaves"),
+    case("leaves, two groups", mixed, distinct, EVERYTHING, style="leaves"),
+    case("leaves, no bootstrap", lambda: alike(3), distinct, {"time_limit_bootstrap": False}, ("ippo",), style="leaves"),
+    # time limits that strike some while others go on
+    case("cut alone, distinct", lambda: alike(4), distinct, endings=CUTS),
+    case("cut alone, two groups", mixed, shared, EVERYTHING, style="leaves", endings=CUTS),
+    *(
+        case(f"cut alone, critic sees {kind}, {style}", lambda: alike(4), seeing(kind, style == "lives"), {
+            "critic_input": kind,
+        }, ("mappo",), style=style, masked=style is not None, endings=CUTS)
+        for kind in ("observations", "agent", "both")
+        for style in ("lives", "leaves", None)
+    ),
+    *(
+        case(f"cut alone, {critic}, {style}", lambda: alike(4), of_all(critic, "observations", True), {
+            "critic_input": "observations", **cfg,
+        }, ("mappo",), style=style, endings=CUTS)
+        for critic, style, cfg in (("pooled", "lives", EVERYTHING), ("attention", "leaves", {}), ("pooled", "waits", {}))
+    ),
+    # rollouts that are not learned from
+    case("learns later", lambda: alike(3), distinct, {"learning_starts": T}),
+    case("some learn later", lambda: alike(3), distinct, {"learning_starts": three(0, T, 0)}, ("ippo",)),
     # normalisers and who enters them
     case("scalers", lambda: alike(3), distinct, SCALER),
     case("scalers, shared", lambda: alike(3), shared, SCALER),
@@ -247,7 +271,7 @@ CASES = [
 def test_two_updates_equal_the_reference(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_by_both(case, algorithm, monkeypatch)
     assert run.movement() > 1e-3
-    if case.style == "lives" and len(run.team.possible_agents) > 2:
+    if case.style in LIVES and len(run.team.possible_agents) > 2:
         statuses = {s for rows in run.plan.status.values() for row in rows for s in row}
         assert statuses == {"active", "waiting", "absent"}
 

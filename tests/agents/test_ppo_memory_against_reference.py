@@ -9,7 +9,7 @@ import pytest
 from coterie.preprocessors import PopArt, RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
 from tests.agents.ppo_memory_models import remembering
-from tests.agents.ppo_runs import CLASSES, ENDINGS, Case, Run, run_by_both
+from tests.agents.ppo_runs import CLASSES, CUTS, ENDINGS, Case, Run, T, run_by_both
 from tests.agents.ppo_teams import Team, alike, built, mixed
 
 NORMALISERS = {
@@ -136,6 +136,22 @@ CASES = [
     case("lives, chain", lambda: alike(3), chain, NORMALISERS, **LIVES),
     case("lives, one agent", lambda: alike(1), remembering(), NORMALISERS, style="waits"),
     case("lives, multidiscrete", lambda: alike(3, "multidiscrete"), remembering("library gru", "gru", True), **LIVES),
+    # absent at the end of an episode, and cut off while others go on
+    case("leaves", lambda: alike(3), remembering("gru", "gru"), style="leaves", masked=True),
+    case("leaves, shared", mixed, remembering("library lstm", "gru", True), NORMALISERS, style="leaves", masked=True),
+    *(
+        case(f"cut alone, {style}, critic sees {sees}", lambda: alike(4), remembering("gru", "gru", share, sees=sees), {
+            "critic_input": sees,
+        }, ("mappo",), style=style, masked=True, endings=CUTS)
+        for style, sees, share in (("lives", "observations", True), ("leaves", "agent", False), ("waits", "both", False))
+    ),
+    # rollouts that are not learned from are remembered
+    case("learns later", lambda: alike(3), remembering("gru", "gru"), {"learning_starts": T}),
+    case("learns later, shared", lambda: alike(3), remembering(None, "library lstm", True), {"learning_starts": T}),
+    case("learns later, lives", mixed, remembering("lstm", "gru", True), {"learning_starts": T}, **LIVES),
+    case("some learn later", lambda: alike(3), remembering("gru", "lstm"), {
+        "learning_starts": {"a0": T, "a1": 0, "a2": T},
+    }, **LIVES),
     # what critics see and remember
     *(
         case(f"critic sees {sees}, {name}", lambda: alike(3), remembering("gru", "gru", share, sees=sees), {
