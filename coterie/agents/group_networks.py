@@ -18,8 +18,10 @@ from coterie.models.distributions import Distribution
 __all__ = ["CriticInput", "CriticNetworks", "GroupNetworks", "Recall", "select_rows"]
 
 
-def select_rows(x: Tensor, index: Tensor, length: int) -> Tensor:
+def select_rows(x: Tensor, index: Tensor | slice, length: int) -> Tensor:
     """Pick sequences: ``[N, ...]`` to ``[M, ...]``, or of ``length`` > 1 steps ``[L, N, ...]`` to rows ``[L * M, ...]``."""
+    if isinstance(index, slice):
+        return x[index] if length == 1 else x[:, index].flatten(0, 1)
     return x.index_select(0, index) if length == 1 else x.index_select(1, index).flatten(0, 1)
 
 
@@ -59,13 +61,23 @@ class Recall:
     active: Tensor | None = None  # bool [L * N, A, 1], False where the state is left as it was
     length: int = 1
 
-    def take(self, index: Tensor) -> Recall:
+    def take(self, index: Tensor | slice) -> Recall:
         """Some of the sequences; ``starts`` and ``active`` are ``[L, N, ...]`` here where L > 1."""
         return replace(
             self,
-            state=self.state.index_select(0, index),
+            state=select_rows(self.state, index, 1),
             starts=None if self.starts is None else select_rows(self.starts, index, self.length),
             active=None if self.active is None else select_rows(self.active, index, self.length),
+        )
+
+    def shuffled(self, order: Tensor) -> Recall:
+        """All sequences in another order, laid out as :meth:`take` wants them."""
+        dim = 0 if self.length == 1 else 1
+        return replace(
+            self,
+            state=self.state.index_select(0, order),
+            starts=None if self.starts is None else self.starts.index_select(dim, order),
+            active=None if self.active is None else self.active.index_select(dim, order),
         )
 
 

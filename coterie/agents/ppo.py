@@ -38,7 +38,7 @@ from coterie.agents.ppo_advantages import standardise_advantages
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
 from coterie.agents.ppo_statistics import UpdateStatistics
 from coterie.agents.ppo_weights import LossWeights, loss_weights
-from coterie.agents.rollout import Batch, CriticBatch, Rollout, as_sequences
+from coterie.agents.rollout import Batch, CriticBatch, Rollout, as_sequences, minibatches
 
 __all__ = ["MultiAgentPPO"]
 
@@ -166,10 +166,8 @@ class MultiAgentPPO(OnPolicyAgent):
         statistics = UpdateStatistics(learner)
         learner.optimizers.begin_update(timestep, timesteps, taking_part)
         for _ in range(epochs):
-            order = torch.randperm(batches[0].sequences, device=self.device)
-            for index in order.tensor_split(parts):
-                values = self._values(learner, [part.take(index) for part in seen])
-                loss = self._loss(learner, [batch.take(index) for batch in batches], values, statistics)
+            for minibatch, its_seen in minibatches(batches, seen, parts):
+                loss = self._loss(learner, minibatch, self._values(learner, its_seen), statistics)
                 statistics.add_norm(learner.optimizers.step(loss))
             if not learner.optimizers.end_epoch(statistics.end_epoch()):
                 break

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
@@ -14,12 +15,16 @@ from coterie.agents.group_networks import CriticInput, Recall, select_rows
 from coterie.agents.groups import Group
 from coterie.memories.base import Memory
 
-__all__ = ["Batch", "CriticBatch", "Rollout", "Successors", "Truncation", "as_sequences", "joined_mask"]
+__all__ = ["Batch", "CriticBatch", "Rollout", "Successors", "Truncation", "as_sequences", "joined_mask", "minibatches"]
 
 SomeSequences = TypeVar("SomeSequences", bound="_Sequences")
 
 #: masks ``[T, E, A, n]`` that are stored from the first step on that has them, and what they are before it
 MASKS = ("active", "present", "action_masks")
+
+
+#: bytes of states up to which an epoch is shuffled as a whole: minibatches are then slices, for one copy of the rollout
+SHUFFLED_AT_ONCE = 2**26
 
 
 def as_sequences(x: Tensor, length: int) -> Tensor:
@@ -46,17 +51,27 @@ class _Sequences:
         """Number of sequences N."""
         return self.states.shape[0 if self.length == 1 else 1]
 
-    def take(self: SomeSequences, index: Tensor) -> SomeSequences:
-        """The sequences of one minibatch, as rows ``[L * M, ...]`` in order of time."""
-        taken = {}
+    def take(self: SomeSequences, index: Tensor | slice) -> SomeSequences:
+        """The sequences of one minibatch, as rows ``[L * M, ...]`` in order of time; views, for a slice of single rows."""
+        return self._each(lambda x: select_rows(x, index, self.length), lambda recall: recall.take(index))
+
+    def shuffled(self: SomeSequences, order: Tensor) -> SomeSequences:
+        """All sequences in another order."""
+        dim = 0 if self.length == 1 else 1
+        return self._each(lambda x: x.index_select(dim, order), lambda recall: recall.shuffled(order))
+
+    def _each(
+        self: SomeSequences, of_tensor: Callable[[Tensor], Tensor], of_recall: Callable[[Recall], Recall]
+    ) -> SomeSequences:
+        changed = {}
         for entry in fields(self):  # type: ignore[arg-type]
             value = getattr(self, entry.name)
             if isinstance(value, Tensor):
-                value = select_rows(value, index, self.length)
+                value = of_tensor(value)
             elif isinstance(value, Recall):
-                value = value.take(index)
-            taken[entry.name] = value
-        return type(self)(**taken)
+                value = of_recall(value)
+            changed[entry.name] = value
+        return type(self)(**changed)
 
 
 @dataclass
@@ -83,6 +98,25 @@ class CriticBatch(_Sequences):
     present: Tensor | None = None  # bool [N, agents of the team]
     recall: Recall | None = None  # of recurrent critics
     length: int = 1
+
+
+def minibatches(
+    batches: Sequence[Batch], seen: Sequence[CriticBatch], parts: int
+) -> Iterator[tuple[list[Batch], list[CriticBatch]]]:
+    """The minibatches of one epoch, shuffled anew.
+
+    :param batches: those of a learner's groups
+    :param seen: those of its critics
+    :param parts: number of minibatches, which differ by one sequence at most
+    """
+    order = torch.randperm(batches[0].sequences, device=batches[0].states.device)
+    pieces: Sequence[Tensor | slice] = order.tensor_split(parts)
+    if sum(part.states.nbytes for part in (*batches, *seen)) <= SHUFFLED_AT_ONCE:
+        batches, seen = [batch.shuffled(order) for batch in batches], [part.shuffled(order) for part in seen]
+        ends = list(itertools.accumulate(map(len, order.tensor_split(parts)), initial=0))
+        pieces = [slice(start, end) for start, end in itertools.pairwise(ends)]
+    for piece in pieces:
+        yield [batch.take(piece) for batch in batches], [part.take(piece) for part in seen]
 
 
 @dataclass(frozen=True)

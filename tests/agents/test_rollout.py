@@ -9,11 +9,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from coterie.agents import rollout as rollout_module
 from coterie.agents.evaluation import Evaluation, evaluate
 from coterie.agents.group_networks import CriticInput, CriticNetworks, Recall, select_rows
 from coterie.agents.groups import CriticGroup, Group
 from coterie.agents.ppo_advantages import standardise_advantages
-from coterie.agents.rollout import Batch, CriticBatch, Rollout, Successors, Truncation, as_sequences
+from coterie.agents.rollout import Batch, CriticBatch, Rollout, Successors, Truncation, as_sequences, minibatches
 from coterie.memories import RandomMemory
 from coterie.models import DeterministicMixin, Model
 from coterie.models.batch import ModelBatch
@@ -92,6 +93,33 @@ def test_a_minibatch_leaves_out_what_a_batch_does_not_have() -> None:
     assert (taken.mask, taken.action_masks, taken.recall) == (None,) * 3
     seen = CriticBatch(torch.arange(4.0).view(4, 1, 1)).take(torch.tensor([1]))
     assert (seen.states.item(), seen.present, seen.recall) == (1.0, None, None)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_an_epoch_shuffled_as_a_whole_has_the_minibatches_of_one_that_is_not(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, seen = full_batches(length)
+    epochs = []
+    for limit in (2**26, 0):
+        monkeypatch.setattr(rollout_module, "SHUFFLED_AT_ONCE", limit)
+        torch.manual_seed(3)
+        epochs.append(list(minibatches([batch, batch], [seen], 3)))
+    sizes = [parts[0].states.shape[0] // length for parts, _ in epochs[0]]
+    assert sizes == [2, 1, 1]  # four sequences
+    order = torch.cat([parts[0].states[: len(parts[0].states) // length, 0, 0] for parts, _ in epochs[0]])
+    assert order.tolist() != [0, 1, 2, 3]
+    assert sorted(order.tolist()) == [0, 1, 2, 3]
+    for (whole, whole_seen), (single, single_seen) in zip(*epochs, strict=True):
+        assert len(whole) == len(single) == 2
+        for mine, other in zip([*whole, *whole_seen], [*single, *single_seen], strict=True):
+            for name, value in vars(mine).items():
+                expected = getattr(other, name)
+                if isinstance(value, Recall):
+                    for part, theirs in zip(vars(value).values(), vars(expected).values(), strict=True):
+                        assert torch.equal(torch.as_tensor(part), torch.as_tensor(theirs)), name
+                else:
+                    assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected)), name
 
 
 # ---- inputs of critics -----------------------------------------------------------------------------------------------
