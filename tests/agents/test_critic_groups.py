@@ -226,13 +226,13 @@ def test_inputs_of_another_number_of_agents_are_named(common: bool, expected: in
 
 
 def some_there(age: Tensor) -> dict[str, Any]:
-    """Nobody acts at age 2; b never does, d at age 0, a at 0 and 1, c at 0 and from 3 on."""
+    """Nobody acts at age 2; b never does, a at ages 0 and 1, c at 0, d at 0 and from 3 on."""
     return {
         "active_masks": {
             "a": (age < 2).unsqueeze(1),
             "b": (age < 0).unsqueeze(1),
-            "c": ((age == 0) | (age > 2)).unsqueeze(1),
-            "d": (age == 0).unsqueeze(1),
+            "c": (age == 0).unsqueeze(1),
+            "d": ((age == 0) | (age > 2)).unsqueeze(1),
         }
     }
 
@@ -284,6 +284,7 @@ def test_kinds_with_critics_of_their_own_in_one_set_share_the_scale() -> None:
         env.action_spaces, cfg=cfg, shared_observation_spaces=env.shared_observation_spaces,
     )  # fmt: skip
     first, second = agent.learners[0].critics
+    assert agent.learners[0].value_models() == [[models["a"]["value"], models["b"]["value"]]]
     assert first.preprocessor is second.preprocessor
     train(env, agent)
     assert first.preprocessor.members[0].current_count.item() == ROLLOUTS * ENVS
