@@ -5,6 +5,7 @@ Shape letters used in the whole project: T time, E environment, A agent, F featu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -24,20 +25,27 @@ class AgentTensors(Mapping[str, Tensor]):
     :raises ValueError: a tensor's dimension 1 does not match its number of names, or a name stands in two stacks
     """
 
-    __slots__ = ("_index", "_stacks")
+    __slots__ = ("_places", "_stacks")
 
     def __init__(self, stacks: Mapping[tuple[str, ...], Tensor]) -> None:
         self._stacks = dict(stacks)
-        self._index: dict[str, tuple[tuple[str, ...], int]] = {}
+        self._places: dict[str, tuple[tuple[str, ...], int]] | None = None
         for names, tensor in self._stacks.items():
             if tensor.dim() < 2 or tensor.shape[1] != len(names):
                 raise ValueError(
                     f"expected a tensor [E, {len(names)}, ...] for the agents {list(names)}, got shape {list(tensor.shape)}"
                 )
-            for i, name in enumerate(names):
-                if name in self._index:
-                    raise ValueError(f"agent {name!r} stands in more than one stack")
-                self._index[name] = (names, i)
+        everyone = list(itertools.chain.from_iterable(self._stacks))
+        if len(set(everyone)) != len(everyone):
+            twice = next(name for name in everyone if everyone.count(name) > 1)
+            raise ValueError(f"agent {twice!r} stands in more than one stack")
+
+    @property
+    def _index(self) -> dict[str, tuple[tuple[str, ...], int]]:
+        """Where each agent stands; worked out once somebody asks, since stacks are mostly passed on whole."""
+        if self._places is None:
+            self._places = {name: (names, i) for names in self._stacks for i, name in enumerate(names)}
+        return self._places
 
     @classmethod
     def single(cls, names: Sequence[str], tensor: Tensor) -> AgentTensors:
@@ -52,7 +60,7 @@ class AgentTensors(Mapping[str, Tensor]):
         return iter(self._index)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return sum(len(names) for names in self._stacks)
 
     def __contains__(self, name: object) -> bool:
         return name in self._index

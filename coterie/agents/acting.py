@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
+from coterie.agents.acting_state import Choice
 from coterie.agents.base import MultiAgent
 from coterie.agents.group_networks import CriticNetworks, GroupNetworks, Recall
 from coterie.agents.groups import CriticGroup, Group, Learner
+from coterie.agents.intake import FLAGS, NUMBERS, Form, actions_of, as_stacks, check_form
 from coterie.agents.masks import Masks, blank
 from coterie.agents.normalisation import SetPreprocessor, check_agreement, make_preprocessor
 from coterie.agents.outputs import Outputs
@@ -22,17 +23,7 @@ from coterie.agents.precision import mixed_precision_allowed
 from coterie.models.distributions import Distribution, check_action_masks
 from coterie.spaces import flat_size
 
-__all__ = ["ActingAgent", "Choice"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one group chose at a step, until the step is recorded."""
-
-    actions: Tensor  # [E, A, n], as the environment takes them
-    latent: Tensor  # [E, A, k], as they were drawn
-    log_prob: Tensor  # [E, A, 1]
-    state: Tensor | None  # [E, A, W], the recurrent state that they were chosen from
+__all__ = ["ActingAgent"]
 
 
 class ActingAgent(MultiAgent):
@@ -56,9 +47,6 @@ class ActingAgent(MultiAgent):
             for learner in self.learners
             for critics in learner.critics
         }
-        self._pending: dict[tuple[str, ...], Choice] = {}
-        self._remembered: dict[tuple[str, ...], Tensor] = {}  # recurrent states [E, A, W] while acting
-        self._set_aside: dict[tuple[str, ...], Tensor] = {}  # those of training, during an evaluation
 
     # ---- construction ----------------------------------------------------------------------------------------------------
 
@@ -117,38 +105,79 @@ class ActingAgent(MultiAgent):
 
     # ---- hooks ------------------------------------------------------------------------------------------------------------
 
-    def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
-        super().init(trainer_cfg)
-        self._pending.clear()
-        self._remembered, self._set_aside = {}, {}
+    @property
+    def _records(self) -> bool:
+        """Whether each step is to be recorded: what policies remember moves on with the recording then, else with acting."""
+        return self.training and self.memories is not None
 
     @torch.no_grad()
     def act(
         self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
-        if infos is not None:
-            self._masks = Masks(infos)
-            if "episode_starts" in infos:
-                self._forget(infos["episode_starts"])
-        masks = self._masks  # without infos those of the last step
-        actions, log_prob, distributions = {}, {}, {}
+        moment = self._acting
+        observed, masks = self._look_around(states, infos)  # all of it, before anything changes
+        choices, distributions = {}, {}
         for group in self.groups:
-            observed = self._observed("states", states, group, masks)
-            self._check_finite("states", observed, group.names)
             leader = group.names[0]
             explores = (
                 self._applies("random_timesteps", leader) and timestep < self.agent_cfg["random_timesteps"][leader]
             )
-            choice, distribution = self._choose(group, observed, masks, self.training and explores)
-            self._pending[group.names] = choice
-            actions[group.names], log_prob[group.names] = choice.actions, choice.log_prob
+            choice, distribution = self._choose(group, observed[group.names], masks, self.training and explores)
+            choices[group.names] = choice
             if distribution is not None:
                 distributions[group.names] = distribution
+        moment.masks, moment.seen, moment.choices = masks, observed, choices
+        if not self._records:
+            moment.move_on()
+        actions = {names: choice.actions for names, choice in choices.items()}
+        log_prob = {names: choice.log_prob for names, choice in choices.items()}
         return AgentTensors(actions), AgentTensors(log_prob), Outputs(distributions, actions)
+
+    def _look_around(
+        self, states: Mapping[str, Tensor], infos: Mapping[str, Any] | None
+    ) -> tuple[dict[tuple[str, ...], Tensor], Masks]:
+        """Take in what there is to act on: each group's observations ``[E, A, F]``, and the masks."""
+        stacks: dict[tuple[str, ...], Tensor] = {}
+        rows = None
+        for group in self.groups:
+            stacks[group.names] = self._stack("states", states, group.names, group.observation_width, NUMBERS, rows)
+            rows = stacks[group.names].shape[0]
+        assert rows is not None
+        # without infos those of the last step hold
+        masks = self._masks if infos is None else self._masks_of(infos, rows, states)
+        if masks and masks.rows != rows:
+            raise ValueError(
+                f"states: expected {masks.rows} environments, as the masks of the last step have, got {rows}; pass infos, with "
+                "the masks that came with the states"
+            )
+        for group in self.groups:
+            observed = blank(stacks[group.names], masks.present(group.names))
+            self._check_finite("states", observed, group.names)
+            stacks[group.names] = observed
+        if self._records:
+            self._check_recorded(stacks)
+        self._acting.keep(rows)
+        if infos is not None and "episode_starts" in infos:
+            self._forget(infos["episode_starts"], rows)
+        return stacks, masks
+
+    def _check_recorded(self, stacks: Mapping[tuple[str, ...], Tensor]) -> None:
+        """Refuse to let policies with a memory act on other observations before the step that they acted in was recorded.
+
+        Acting on the same ones again is fine: the later choice counts.
+        """
+        for names, choice in self._acting.choices.items():
+            if choice.after is not None and not _equal(stacks[names], self._acting.seen[names]):
+                raise RuntimeError(
+                    "act: the last step was not recorded, so what recurrent policies are to remember of it is not known; call "
+                    "agent.record_transition after each act, agent.set_running_mode('eval') to act without, or agent.init() to "
+                    "begin anew"
+                )
 
     def _observed(self, what: str, states: Mapping[str, Tensor], group: Group, masks: Masks) -> Tensor:
         """A group's observations ``[E, A, F]``, zeros where an agent is absent."""
-        return blank(self._stack(what, states, group.names, group.observation_width), masks.present(group.names))
+        stack = self._stack(what, states, group.names, group.observation_width, NUMBERS, self._num_envs)
+        return blank(stack, masks.present(group.names))
 
     def _choose(
         self, group: Group, observed: Tensor, masks: Masks, explores: bool
@@ -163,58 +192,87 @@ class ActingAgent(MultiAgent):
                 for i, script in enumerate(group.scripts)
             ]
             chosen = torch.stack(scripted, dim=1)
-            return Choice(chosen, chosen, chosen.new_zeros((*chosen.shape[:2], 1), dtype=torch.float32), None), None
+            return Choice(chosen, chosen, chosen.new_zeros((*chosen.shape[:2], 1), dtype=torch.float32)), None
         assert group.policy is not None
-        distribution, state = self._look(group, observed, masks, allowed)
+        distribution, before, after = self._look(group, observed, masks, allowed, None)
         if explores:
             inputs = {"states": observed, "action_masks": allowed}
             latent = distribution.latent(group.policy.models[0].random_act(inputs, "policy")[0])
         else:
             latent = distribution.sample()
-        return Choice(distribution.actions(latent), latent, distribution.log_prob(latent), state), distribution
+        choice = Choice(distribution.actions(latent), latent, distribution.log_prob(latent), before, after)
+        return choice, distribution
 
     def _look(
-        self, group: Group, observed: Tensor, masks: Masks, allowed: Tensor | None
-    ) -> tuple[Distribution, Tensor | None]:
-        """The policies' distributions; recurrent ones take the observations in.
+        self, group: Group, observed: Tensor, masks: Masks, allowed: Tensor | None, before: Tensor | None
+    ) -> tuple[Distribution, Tensor | None, Tensor | None]:
+        """The policies' distributions, and the recurrent state before and after they took the observations in.
 
-        :return: with the distributions, the recurrent state from which they were worked out
+        :param before: None for the present one
         """
         networks = self.networks[group.names]
         states = networks.normalised(observed)
         if not networks.remembers:
-            return networks.distribution(states, allowed)[0], None
+            return networks.distribution(states, allowed)[0], None, None
         assert group.policy is not None
-        before = self._remembered.get(group.names)
-        if before is None or before.shape[0] != observed.shape[0]:
+        if before is None:
+            before = self._acting.memory.get(group.names)
+        if before is None:
             before = group.policy.initial_state(*observed.shape[:2])
-        recall = Recall(before, active=masks.active(group.names))
-        distribution, after = networks.distribution(states, allowed, recall)
-        assert after is not None
-        self._remembered[group.names] = after
-        return distribution, before
+        distribution, after = networks.distribution(states, allowed, Recall(before, active=masks.active(group.names)))
+        return distribution, before, after
 
-    def _forget(self, ended: Mapping[str, Tensor]) -> None:
+    def _forget(self, ended: Mapping[str, Tensor], rows: int) -> None:
         """Clear the policies' recurrent states where an agent's episode ended, bool ``[E, 1]`` by agent."""
-        for names, state in self._remembered.items():
-            self._remembered[names] = state.masked_fill(self._stack("episode_starts", ended, names), 0.0)
+        memory = self._acting.memory
+        for names, state in memory.items():
+            memory[names] = state.masked_fill(self._stack("episode_starts", ended, names, 1, FLAGS, rows), 0.0)
 
-    def set_running_mode(self, mode: str) -> None:
-        was_training = self.training
-        super().set_running_mode(mode)
-        self._pending.clear()
-        if was_training and not self.training:
-            self._set_aside = self._remembered
-        if not self.training:  # an evaluation begins with new episodes
-            self._remembered = {}
-        elif not was_training:
-            self._remembered, self._set_aside = self._set_aside, {}
+    # ---- recording --------------------------------------------------------------------------------------------------------
+
+    def _take_in(
+        self,
+        states: Mapping[str, Tensor],
+        actions: Mapping[str, Tensor],
+        rewards: Mapping[str, Tensor],
+        next_states: Mapping[str, Tensor],
+        terminated: Mapping[str, Tensor],
+        truncated: Mapping[str, Tensor],
+        infos: Mapping[str, Any],
+    ) -> tuple[AgentTensors, AgentTensors, AgentTensors, Mapping[str, Tensor], AgentTensors, AgentTensors]:
+        """Check one step, before anything of it is taken in, and stack what is used at once: all but ``next_states``.
+
+        :raises KeyError, TypeError, ValueError: see :func:`take_in`
+        :raises RuntimeError: during an evaluation
+        """
+        if self._evaluating and self.memories is not None:
+            raise RuntimeError(
+                "record_transition during an evaluation, which is not learned from: leave the call out, or go back to training "
+                "with agent.set_running_mode('train')"
+            )
+        if not isinstance(infos, Mapping):
+            raise TypeError(f"infos: expected a dict, {{}} where there is nothing to say, got {type(infos).__name__}")
+        team = tuple(self.possible_agents)
+        earned = self._stack("rewards", rewards, team, 1, NUMBERS, self._num_envs)
+        rows = earned.shape[0]
+        ends = self._stack("terminated", terminated, team, 1, FLAGS, rows)
+        cuts = self._stack("truncated", truncated, team, 1, FLAGS, rows)
+        observed, taken = {}, {}
+        for group in self.groups:
+            names, width, kind = group.names, group.observation_width, actions_of(group.action_space)
+            observed[names] = self._stack("states", states, names, width, NUMBERS, rows)
+            taken[names] = self._stack("actions", actions, names, group.action_width, kind, rows)
+            check_form("next_states", next_states, names, Form(width, NUMBERS, rows, self.device))
+        return (
+            as_stacks(states, observed), as_stacks(actions, taken), as_stacks(rewards, {team: earned}), next_states,
+            as_stacks(terminated, {team: ends}), as_stacks(truncated, {team: cuts}),
+        )  # fmt: skip
 
     def _taken(self, group: Group, observed: Tensor, actions: Mapping[str, Tensor], masks: Masks) -> Choice:
         """The choice that ``act`` made, or one worked out for actions that came from elsewhere."""
         taken = self._stack("actions", actions, group.names, group.action_width)
         active = masks.active(group.names)
-        pending = self._pending.pop(group.names, None)
+        pending = self._acting.choices.pop(group.names, None)
         if pending is not None:
             if taken is pending.actions:
                 return pending
@@ -224,10 +282,13 @@ class ActingAgent(MultiAgent):
                 return pending
         taken = blank(taken, active)
         if group.scripts is not None:
-            return Choice(taken, taken, taken.new_zeros((*taken.shape[:2], 1), dtype=torch.float32), None)
+            return Choice(taken, taken, taken.new_zeros((*taken.shape[:2], 1), dtype=torch.float32))
         allowed = masks.actions(group.names, flat_size(group.action_space))
-        if pending is not None and pending.state is not None:  # it was worked out from what was remembered before
-            self._remembered[group.names] = pending.state
-        distribution, state = self._look(group, observed, masks, allowed)
+        before = None if pending is None else pending.before
+        distribution, before, after = self._look(group, observed, masks, allowed, before)
         latent = distribution.latent(taken)
-        return Choice(taken, latent, distribution.log_prob(latent), state)
+        return Choice(taken, latent, distribution.log_prob(latent), before, after)
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return x is y or (x.shape == y.shape and torch.equal(x, y))

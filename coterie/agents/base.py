@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,18 +26,19 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from coterie.agent_tensors import stack_agents
+from coterie.agent_tensors import AgentTensors
+from coterie.agents.acting_state import ActingState
 from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
-from coterie.agents.checks import check_finite, check_models, team_device, with_scripts
+from coterie.agents.checks import check_finite, check_models, check_policies, team_device, with_scripts
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
+from coterie.agents.intake import Form, Kind, take_in
 from coterie.agents.masks import Masks, blank
-from coterie.agents.tracking import Tracker, experiment_directory, make_writable
+from coterie.agents.tracking import Tracker, experiment_directory, make_writable, start_wandb
 from coterie.episodes import EpisodeCounter
 from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.scripted import ScriptedPolicy
-from coterie.spaces import flat_size
 
 __all__ = ["MultiAgent"]
 
@@ -103,12 +104,12 @@ class MultiAgent(ABC):
         shared = shared_observation_spaces
         self.shared_observation_spaces = None if shared is None else self._by_agent("shared_observation_spaces", shared)
         self.memories = None if memories is None else self._memories(memories)
-        self._check_policies()
+        check_policies(self.models, self.observation_spaces, self.action_spaces)
         self.learners = self._partition()
         self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
         self.training = False
-        self._masks = Masks()  # of the present states
-        self._training_masks = Masks()  # those of training, during an evaluation
+        self._acting = ActingState()
+        self._evaluating, self._set_aside = False, self._acting  # that of training, during an evaluation
         self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
         self._tracker = Tracker(None)
         self._write_interval = 0
@@ -150,40 +151,35 @@ class MultiAgent(ABC):
         by_agent = self._by_agent("memories", given)
         return {uid: memory for uid, memory in by_agent.items() if memory is not None or uid in self.learning_agents}
 
-    def _check_policies(self) -> None:
-        for uid, roles in self.models.items():
-            policy = roles["policy"]
-            for what, mine, theirs in (
-                ("observations", policy.num_observations, self.observation_spaces[uid]),
-                ("actions", policy.num_actions, self.action_spaces[uid]),
-            ):
-                if mine != flat_size(theirs):
-                    raise ValueError(
-                        f"the policy of {uid!r} was built for {mine} {what}, its agent has {flat_size(theirs)}: {theirs}"
-                    )
-
     def _partition(self) -> list[Learner]:
         members = [
             TeamMember(
                 name=uid,
                 index=i,
-                models={role: self.models[uid][role] for role in ("policy", "value") if role in self.models[uid]},
+                models={role: self.models[uid][role] for role in self._trained(uid)},
                 observation_space=self.observation_spaces[uid],
                 action_space=self.action_spaces[uid],
                 state_space=None if self.shared_observation_spaces is None else self.shared_observation_spaces[uid],
                 own=self._settings(self.OWN_KEYS, uid),
-                common=(
-                    self._settings(self.COMMON_KEYS, uid),
-                    repr([self.models[uid][role].get_specification() for role in sorted(self.models[uid])]),
-                ),
+                common={
+                    **self._settings(self.COMMON_KEYS, uid),
+                    "get_specification()": repr(
+                        [self.models[uid][role].get_specification() for role in self._trained(uid)]
+                    ),
+                },
             )
             for i, uid in enumerate(self.possible_agents)
         ]
         return build_learners(members, self.device, self.common_critic_input)
 
-    def _settings(self, keys: Sequence[str], uid: str) -> Hashable:
+    def _trained(self, uid: str) -> list[str]:
+        """The roles of an agent's models that take part: nobody asks the critic of one that does not learn."""
+        roles = ("policy", "value") if uid in self.learning_agents else ("policy",)
+        return [role for role in roles if role in self.models[uid]]
+
+    def _settings(self, keys: Sequence[str], uid: str) -> dict[str, str]:
         """The values that ``uid`` has of some keys, as something that compares."""
-        return tuple((key, repr(self.agent_cfg[key][uid])) for key in keys)
+        return {key: repr(self.agent_cfg[key][uid]) for key in keys}
 
     def config_values(
         self, group: Group, key: str, part: int = 0, timestep: int = 0, timesteps: int = 1
@@ -229,22 +225,14 @@ class MultiAgent(ABC):
         if self._write_interval > 0 or self._checkpoint_interval > 0:
             make_writable(self.experiment_dir)
         if experiment["wandb"]:
-            self._start_wandb(experiment["wandb_kwargs"])
+            start_wandb(self.experiment_dir.name, self.cfg)
         self._tracker.close()
         self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
-        self._masks = self._training_masks = Masks()
+        self._acting = self._set_aside = ActingState()
         self._episodes = None
         self._finished.clear()
         self._started = time.monotonic()
         self._clock = (0, self._started)
-
-    def _start_wandb(self, kwargs: Mapping[str, Any]) -> None:
-        try:
-            import wandb  # noqa: PLC0415 (optional)
-        except ImportError as error:
-            raise ImportError("cfg['experiment']['wandb'] is True: install wandb, or set it to False") from error
-        options = {"name": self.experiment_dir.name, "sync_tensorboard": True, "config": {"cfg": repr(self.cfg)}}
-        wandb.init(**{**options, **kwargs})
 
     def pre_interaction(self, timestep: int, timesteps: int) -> None:  # noqa: B027 (few algorithms need it)
         """Called before each step's actions are chosen."""
@@ -287,7 +275,7 @@ class MultiAgent(ABC):
         ).all(dim=1)
         if self._episodes is None:
             self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
-        self._masks = Masks(infos)
+        self._acting.masks = self._masks_of(infos, earned.shape[0], states)
         finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
         if finished is not None:
             self.recent_return = float(finished[0].sum(dim=1).mean())
@@ -330,39 +318,49 @@ class MultiAgent(ABC):
         """Tell whether the agent is in training (``"train"``) or merely acts (``"eval"``)."""
         if mode not in ("train", "eval"):
             raise ValueError(f"expected mode 'train' or 'eval', got {mode!r}")
-        if mode == "eval":  # an evaluation begins with new episodes
-            if self.training:
-                self._training_masks = self._masks
-            self._masks = Masks()
-        elif not self.training:
-            self._masks = self._training_masks
-        self.training = mode == "train"
+        if mode == "eval":  # an evaluation begins with new episodes, and training goes on where it was
+            self._set_aside = self._set_aside if self._evaluating else self._acting
+            self._acting = ActingState()
+        elif self._evaluating:
+            self._acting = self._set_aside
+        self.training, self._evaluating = mode == "train", mode == "eval"
         self.set_mode("eval")  # an update switches the models to "train" for its duration
 
     # ---- the border between names and groups ---------------------------------------------------------------------------
 
-    def _stack(self, what: str, values: Mapping[str, Tensor], names: Sequence[str], width: int = 1) -> Tensor:
-        """Stack the named agents' tensors into ``[E, A, width]``.
+    def _stack(
+        self,
+        what: str,
+        values: Mapping[str, Tensor],
+        names: Sequence[str],
+        width: int = 1,
+        kind: Kind | None = None,
+        rows: int | None = None,
+    ) -> Tensor:
+        """Stack the named agents' tensors into ``[E, A, width]``: see :func:`take_in`."""
+        if kind is None and isinstance(values, AgentTensors):  # taken in before
+            stack = values.stacks.get(tuple(names))
+            if stack is not None and stack.dim() == 3 and stack.shape[2] == width:
+                return stack
+        return take_in(what, values, names, Form(width, kind, rows, self.device))
 
-        :raises KeyError: an agent is missing
-        :raises ValueError: a tensor of another width
-        """
-        try:
-            tensor = stack_agents(values, names)
-        except KeyError as error:
-            raise KeyError(
-                f"{what}: no entry for agent {error.args[0]!r}; expected one for each of {list(names)}, got {sorted(values)}"
-            ) from None
-        except RuntimeError:
-            shapes = {uid: list(values[uid].shape) for uid in names}
-            raise ValueError(f"{what}: expected tensors [E, {width}] for {list(names)}, got {shapes}") from None
-        if tensor.dim() == 2 and width == 1:
-            tensor = tensor.unsqueeze(-1)
-        if tensor.dim() != 3 or tensor.shape[2] != width:
-            raise ValueError(
-                f"{what}[{names[0]!r}]: expected a tensor of shape [E, {width}], got {list(values[names[0]].shape)}"
-            )
-        return tensor
+    @property
+    def _num_envs(self) -> int | None:
+        """Number of environments whose steps are recorded, None before it is known."""
+        if self.memories:
+            return next(iter(self.memories.values())).num_envs
+        return None if self._episodes is None else self._episodes.num_envs
+
+    @property
+    def _masks(self) -> Masks:
+        """Those of the present states."""
+        return self._acting.masks
+
+    def _masks_of(self, infos: Mapping[str, Any], rows: int, states: Mapping[str, Tensor]) -> Masks:
+        """The masks that came with ``states`` of ``rows`` environments."""
+        masks = Masks(infos, rows, self.device)
+        masks.check_names(self.possible_agents, states)
+        return masks
 
     def _check_finite(self, what: str, tensor: Tensor, names: Sequence[str]) -> None:
         """Refuse NaN and infinity in ``[E, A, F]`` (one sum; the culprit is looked for only when there is one).
@@ -473,7 +471,9 @@ class MultiAgent(ABC):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what :meth:`save` wrote. Nothing is loaded unless all of it fits.
 
-        An agent without memories takes the models and normalisers alone.
+        An agent without memories takes the models and normalisers alone. What the configuration sets stays as it is set, so
+        that a run can go on with other numbers: a fixed learning rate above all. With a learning-rate scheduler in the file and
+        here, its state and the rate that it came to are the file's.
 
         :raises CheckpointError: the file is damaged or holds another team's agents; the message lists every difference
         """

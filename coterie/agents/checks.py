@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from coterie.agents.config import ConfigError
@@ -16,8 +18,17 @@ from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.mixins import StochasticMixin
 from coterie.models.scripted import ScriptedPolicy
+from coterie.spaces import flat_size
 
-__all__ = ["check_finite", "check_memories", "check_models", "check_std_from_outside", "team_device", "with_scripts"]
+__all__ = [
+    "check_finite",
+    "check_memories",
+    "check_models",
+    "check_policies",
+    "check_std_from_outside",
+    "team_device",
+    "with_scripts",
+]
 
 
 def with_scripts(
@@ -78,6 +89,63 @@ def check_models(models: Mapping[str, Mapping[str, Model]], learning: Sequence[s
     with_value = [uid for uid in learning if "value" in models[uid]]
     if with_value and len(with_value) != len(learning):
         raise ValueError(f"expected a value model for every agent that learns or for none, only {with_value} have one")
+    _check_sharing(models, learning)
+
+
+def _check_sharing(models: Mapping[str, Mapping[str, Model]], learning: Sequence[str]) -> None:
+    """Refuse policies of agents that don't learn which change as others do."""
+    taught: dict[int, list[str]] = {}
+    for uid in learning:
+        for parameter in dict.fromkeys(p for model in models[uid].values() for p in model.parameters()):
+            taught.setdefault(id(parameter), []).append(uid)
+    for uid in (name for name in models if name not in learning):
+        sharing = next((taught[id(p)] for p in models[uid]["policy"].parameters() if id(p) in taught), None)
+        if sharing is not None:
+            raise ValueError(
+                f"{uid!r} does not learn (cfg['trainable']) but shares its policy with agents that do, {sharing}: give it a "
+                f"policy of its own, such as that of build_models(..., shared=False)[{uid!r}]"
+            )
+
+
+def check_policies(
+    models: Mapping[str, Mapping[str, Model]],
+    observation_spaces: Mapping[str, gymnasium.Space],
+    action_spaces: Mapping[str, gymnasium.Space],
+) -> None:
+    """Check that policies were built for their agents' spaces; one that was built for sizes is taken at its word.
+
+    :raises ValueError: one was built for another size, other choices, or other bounds of actions
+    """
+    for uid, roles in models.items():
+        policy, theirs = roles["policy"], action_spaces[uid]
+        for what, mine, space in (
+            ("observations", policy.num_observations, observation_spaces[uid]),
+            ("actions", policy.num_actions, theirs),
+        ):
+            if mine != flat_size(space):
+                raise ValueError(
+                    f"the policy of {uid!r} was built for {mine} {what}, its agent has {flat_size(space)}: {space}"
+                )
+        built = policy.action_space
+        if isinstance(built, gymnasium.Space) and not _same_actions(built, theirs):
+            raise ValueError(
+                f"the policy of {uid!r} was built for the actions {built}, its agent has {theirs}: build it for the agent's "
+                "action space"
+            )
+
+
+def _same_actions(built: gymnasium.Space, theirs: gymnasium.Space) -> bool:
+    """Whether actions of two spaces of one size mean the same. Infinite bounds of a Box leave those to the other."""
+    if isinstance(built, spaces.Box) and isinstance(theirs, spaces.Box):
+        pairs = ((built.low, theirs.low), (built.high, theirs.high))
+        return all(
+            np.all((mine.ravel() == other.ravel()) | np.isinf(mine.ravel()) | np.isinf(other.ravel()))
+            for mine, other in pairs
+        )
+    if isinstance(built, spaces.MultiDiscrete) and isinstance(theirs, spaces.MultiDiscrete):
+        return built.nvec.ravel().tolist() == theirs.nvec.ravel().tolist()
+    kinds = spaces.Discrete, spaces.MultiBinary
+    return any(isinstance(built, kind) and isinstance(theirs, kind) for kind in kinds)
 
 
 def check_std_from_outside(names: Sequence[str], policies: Sequence[Model]) -> None:

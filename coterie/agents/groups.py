@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import gymnasium
 import torch
@@ -34,8 +35,8 @@ __all__ = ["CriticGroup", "Group", "Learner", "TeamMember", "build_learners"]
 class TeamMember:
     """One agent as the partition sees it.
 
-    :param own: settings that belong to parameters: agents that share a model must agree on them
-    :param common: settings that belong to the loop of an update: agents that are trained together must agree on them
+    :param own: settings by key that belong to parameters: agents that share a model must agree on them
+    :param common: settings by key that belong to the loop of an update: agents that are trained together must agree on them
     """
 
     name: str
@@ -44,8 +45,8 @@ class TeamMember:
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
     state_space: gymnasium.Space | None
-    own: Hashable
-    common: Hashable
+    own: Mapping[str, Any]
+    common: Mapping[str, Any]
 
     def spaces(self) -> tuple[str, ...]:
         """A text for each space: equal for agents whose data stack."""
@@ -208,10 +209,16 @@ def _parameter_sets(members: Sequence[TeamMember]) -> list[list[TeamMember]]:
     for _, together in sets:
         first = together[0]
         for member in together[1:]:
-            if (member.own, member.common) != (first.own, first.common):
+            differing = [
+                f"{key} is {mine[key]} for {first.name!r} and {theirs[key]} for {member.name!r}"
+                for mine, theirs in ((first.own, member.own), (first.common, member.common))
+                for key in mine
+                if mine[key] != theirs[key]
+            ]
+            if differing:
                 raise ValueError(
                     f"agents {first.name!r} and {member.name!r} share a model but not the settings of its training: "
-                    f"{(first.own, first.common)} against {(member.own, member.common)}; give them equal values"
+                    f"{'; '.join(differing)}. Give them equal values, or models of their own"
                 )
     return sorted((sorted(t, key=lambda m: m.index) for _, t in sets), key=lambda t: t[0].index)
 

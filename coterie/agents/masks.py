@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
+from coterie.agents.intake import FLAGS, Form, take_in
 
 __all__ = ["Masks", "blank"]
+
+#: what infos may have
+WHAT = ("active_masks", "waiting_masks", "action_masks")
 
 
 def blank(x: Tensor, present: Tensor | None) -> Tensor:
@@ -26,51 +30,85 @@ class Masks:
     asked for are (everything is allowed), so that teams without masks pay nothing.
 
     :param infos: what came with the states; None for no masks
+    :param rows: number of environments E; None for any
+    :param device: where masks must be; None for anywhere
+
+    :raises TypeError: no mapping, or one in which masks are none
     """
 
-    def __init__(self, infos: Mapping[str, Any] | None = None) -> None:
-        infos = {} if infos is None else infos
-        self._active: Mapping[str, Tensor] | None = infos.get("active_masks") or None
-        self._waiting: Mapping[str, Tensor] | None = infos.get("waiting_masks") or None
-        self._actions: Mapping[str, Tensor] | None = infos.get("action_masks") or None
+    def __init__(
+        self, infos: Mapping[str, Any] | None = None, rows: int | None = None, device: torch.device | None = None
+    ) -> None:
+        if not isinstance(infos, Mapping):
+            if infos is not None:
+                raise TypeError(f"infos: expected a dict, got {type(infos).__name__}")
+            infos = {}
+        self.rows, self._device = rows, device
+        self._given = {what: _by_agent(what, infos[what]) for what in WHAT if infos.get(what) is not None}
+        self._active, self._waiting, self._actions = (self._given.get(what) or None for what in WHAT)
         self._known: dict[tuple[str, tuple[str, ...]], Tensor | None] = {}  # a moment is asked about several times
+
+    def check_names(self, team: Sequence[str], others: Container[str]) -> None:
+        """Refuse masks of agents that nobody knows where one of the team has none: a name misspelt would allow it everything.
+
+        :param others: names that are known beside the team's
+
+        :raises ValueError: naming both
+        """
+        for what, given in self._given.items():
+            if isinstance(given, AgentTensors) and tuple(team) in given.stacks:
+                continue
+            lacking = [uid for uid in team if uid not in given]
+            unknown = [uid for uid in given if uid not in team and uid not in others] if lacking else []
+            if unknown:
+                raise ValueError(
+                    f"infos[{what!r}]: unknown agent {unknown[0]!r}, while there is no mask for {lacking}; expected some of "
+                    f"{list(team)}"
+                )
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return any(self._given.values())
 
     def active(self, names: Sequence[str]) -> Tensor | None:
         """Who is to act, bool ``[E, A, 1]``.
 
-        :raises ValueError: a mask of another shape
+        :raises TypeError: no tensor, or one that is not bool
+        :raises ValueError: a mask of another shape or device
         """
         masks = self._active
         if masks is None:
             return None
-        return self._once("active", names, lambda: _some_missing(_stack("active_masks", masks, names, 1)))
+        return self._once("active", names, lambda: _some_missing(self._stack("active_masks", masks, names, 1)))
 
     def present(self, names: Sequence[str]) -> Tensor | None:
         """Who is active or waiting, bool ``[E, A, 1]``.
 
-        :raises ValueError: a mask of another shape
+        :raises TypeError: no tensor, or one that is not bool
+        :raises ValueError: a mask of another shape or device
         """
         return None if self._active is None else self._once("present", names, lambda: self._present(names))
 
     def _present(self, names: Sequence[str]) -> Tensor | None:
         assert self._active is not None
-        active = _stack("active_masks", self._active, names, 1)
+        active = self._stack("active_masks", self._active, names, 1)
         if self._waiting is not None and active is not None:
-            waiting = _stack("waiting_masks", self._waiting, names, 1, missing=False)
+            waiting = self._stack("waiting_masks", self._waiting, names, 1, missing=False)
             active = active if waiting is None else active | waiting
         return _some_missing(active)
 
     def actions(self, names: Sequence[str], width: int) -> Tensor | None:
         """What is allowed, bool ``[E, A, width]``; everything is to agents that don't act.
 
-        :raises ValueError: a mask of another shape
+        :raises TypeError: no tensor, or one that is not bool
+        :raises ValueError: a mask of another shape or device
         """
         masks = self._actions
         if masks is None:
             return None
 
         def allowed_to_all() -> Tensor | None:
-            allowed = _stack("action_masks", masks, names, width)
+            allowed = self._stack("action_masks", masks, names, width)
             active = self.active(names)
             return allowed if allowed is None or active is None else allowed | ~active
 
@@ -82,28 +120,27 @@ class Masks:
             self._known[key] = find()
         return self._known[key]
 
+    def _stack(
+        self, what: str, masks: Mapping[str, Tensor], names: Sequence[str], width: int, missing: bool = True
+    ) -> Tensor | None:
+        """The named agents' masks as bool ``[E, A, width]``, ``missing`` for those without one; None where nobody has one."""
+        stacked = isinstance(masks, AgentTensors) and tuple(names) in masks.stacks
+        given = names if stacked else [uid for uid in names if uid in masks]
+        if not given:
+            return None
+        mask = take_in(f"infos[{what!r}]", masks, given, Form(width, FLAGS, self.rows, self._device))
+        if len(given) == len(names):
+            return mask
+        columns, default = iter(mask.unbind(1)), torch.full_like(mask[:, 0], missing)
+        return torch.stack([next(columns) if uid in masks else default for uid in names], dim=1)
+
+
+def _by_agent(what: str, masks: Any) -> Mapping[str, Tensor]:
+    if isinstance(masks, Mapping):
+        return masks
+    raise TypeError(f"infos[{what!r}]: expected a mapping from agent to bool tensor, got {type(masks).__name__}")
+
 
 def _some_missing(mask: Tensor | None) -> Tensor | None:
     """None for a mask without a False. On an accelerator the look would wait for the device: it is kept there."""
     return None if mask is None or (mask.device.type == "cpu" and bool(mask.all())) else mask
-
-
-def _stack(
-    what: str, masks: Mapping[str, Tensor], names: Sequence[str], width: int, missing: bool = True
-) -> Tensor | None:
-    """The named agents' masks as bool ``[E, A, width]``, ``missing`` for those without one; None where nobody has one."""
-    given = [uid for uid in names if uid in masks]
-    if not given:
-        return None
-    for uid in given:
-        mask = masks[uid]
-        if not isinstance(mask, Tensor) or mask.dim() > 2 or (mask.shape[1] if mask.dim() == 2 else 1) != width:
-            got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"infos[{what!r}][{uid!r}]: expected a bool tensor [E, {width}], got {got}")
-    if isinstance(masks, AgentTensors) and len(given) == len(names):
-        stacked = masks.stack(names)
-    else:
-        default = torch.full_like(masks[given[0]], missing, dtype=torch.bool)
-        stacked = torch.stack([masks[uid].bool() if uid in masks else default for uid in names], dim=1)
-    stacked = stacked if stacked.dtype == torch.bool else stacked.bool()
-    return stacked.unsqueeze(-1) if stacked.dim() == 2 else stacked

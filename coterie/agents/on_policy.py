@@ -17,6 +17,7 @@ from coterie.agents.acting import ActingAgent
 from coterie.agents.checks import check_finite, check_memories
 from coterie.agents.group_networks import CriticInput
 from coterie.agents.groups import CriticGroup, Group
+from coterie.agents.intake import NUMBERS, Form, take_one
 from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
 from coterie.agents.rollout import Rollout, Successors, Truncation
@@ -167,6 +168,14 @@ class OnPolicyAgent(ActingAgent):
         timestep: int,
         timesteps: int,
     ) -> None:
+        states, actions, rewards, next_states, terminated, truncated = self._take_in(
+            states, actions, rewards, next_states, terminated, truncated, infos
+        )
+        if self._recorded == self.rollouts:
+            raise RuntimeError(
+                f"record_transition: a rollout of {self.rollouts} steps is full and was not learned from; call "
+                "agent.post_interaction after each record_transition"
+            )
         masks = self._masks  # the base takes in those of next_states
         super().record_transition(
             states, actions, rewards, next_states, terminated, truncated, infos, timestep, timesteps
@@ -174,6 +183,9 @@ class OnPolicyAgent(ActingAgent):
         if not self._storage:
             if self.memories is not None:
                 raise RuntimeError("record_transition before init: call agent.init() once before the first step")
+            team = self.possible_agents
+            over = self._stack("terminated", terminated, team) | self._stack("truncated", truncated, team)
+            self._forget(AgentTensors.single(team, over), over.shape[0])
             return
         terminated, truncated = self._own_ends(terminated, truncated, masks)
         self._record_shared_state(infos)
@@ -197,9 +209,9 @@ class OnPolicyAgent(ActingAgent):
                 "present": masks.present(names),
                 "action_masks": masks.actions(names, flat_size(group.action_space)),
             }
-            grown |= rollout.add(row, shown, choice.state)
-            if names in self._remembered:
-                self._remembered[names] = self._remembered[names].masked_fill(done | timed_out, 0.0)
+            grown |= rollout.add(row, shown, choice.before)
+            if choice.after is not None:
+                self._acting.memory[names] = choice.after.masked_fill(done | timed_out, 0.0)
         if grown:
             self._show_storage()
         self._record_successors(next_states, terminated, truncated, infos)
@@ -349,7 +361,7 @@ class OnPolicyAgent(ActingAgent):
         """The shared state ``[E, F]`` of a moment, None where critics don't see it.
 
         :raises KeyError: it is not in ``infos``
-        :raises ValueError: it has another shape
+        :raises ValueError: it has another shape, or is elsewhere
         """
         if self._shared is None:
             return None
@@ -357,11 +369,8 @@ class OnPolicyAgent(ActingAgent):
             raise KeyError(
                 f"infos[{key!r}]: expected the shared state, a tensor [E, F]; got {type(infos.get(key)).__name__}"
             )
-        state: Tensor = infos[key]
-        expected = (self._shared.num_envs, *self._shared.get_tensor_by_name("shared_states").shape[2:])
-        if state.shape != expected:
-            raise ValueError(f"infos[{key!r}]: expected a tensor of shape {list(expected)}, got {list(state.shape)}")
-        return state
+        width = self._shared.get_tensor_by_name("shared_states").shape[2]
+        return take_one(f"infos[{key!r}]", infos[key], Form(width, NUMBERS, self._shared.num_envs, self.device))
 
     def _shaped(self, group: Group, rewards: Tensor, timestep: int, timesteps: int) -> Tensor:
         shapers = [self.agent_cfg["rewards_shaper"][uid] for uid in group.names]
@@ -374,9 +383,10 @@ class OnPolicyAgent(ActingAgent):
         return torch.stack(columns, dim=1)
 
     def post_interaction(self, timestep: int, timesteps: int) -> None:
-        if self._storage and self._recorded and self._recorded % self.rollouts == 0:
+        if self._recorded == self.rollouts and not self._evaluating:
             self._check_rollout()
             self._update(timestep, timesteps)
+            self._recorded = 0
             self._forget_rollout()
         super().post_interaction(timestep, timesteps)
 

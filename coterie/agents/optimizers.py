@@ -222,11 +222,18 @@ class SetOptimizers:
         return problems
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Take what :meth:`state_dict` returned."""
+        """Take what :meth:`state_dict` returned.
+
+        Learning rates come along with the state of a scheduler, which made them what they are. Else they stay those of here.
+        """
         for state, optimizer, scheduler in zip(states, self.optimizers, self.schedulers, strict=True):
+            rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(dict(state["optimizer"]))
             if scheduler is not None and state["scheduler"] is not None:
                 scheduler.load_state_dict(dict(state["scheduler"]))
+                continue
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
 
 def plain(state: Mapping[str, Any]) -> dict[str, Any]:

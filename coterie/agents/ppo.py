@@ -107,7 +107,7 @@ class MultiAgentPPO(OnPolicyAgent):
         super().load_checkpoint_state(state)
         for names, networks in self.networks.items():
             std = state.get("exploration_std", {}).get(names[0])
-            if networks.std is not None and std is not None:
+            if std is not None and callable(self._explores_at(networks.group)):
                 networks.std = std
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:

@@ -31,6 +31,20 @@ def experiment_directory(settings: Mapping[str, Any], name: str) -> Path:
     return Path(settings["directory"] or "runs") / (settings["experiment_name"] or f"{stamp}_{name}")
 
 
+def start_wandb(name: str, cfg: Mapping[str, Any]) -> None:
+    """Mirror the events to Weights & Biases, as a run of this name.
+
+    :raises ImportError: wandb is not installed
+    """
+    try:
+        import wandb  # noqa: PLC0415 (optional)
+    except ImportError as error:
+        raise ImportError("cfg['experiment']['wandb'] is True: install wandb, or set it to False") from error
+    wandb.init(
+        **{"name": name, "sync_tensorboard": True, "config": {"cfg": repr(cfg)}, **cfg["experiment"]["wandb_kwargs"]}
+    )
+
+
 def make_writable(directory: Path) -> None:
     """Create ``directory`` and try it out.
 

@@ -18,8 +18,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
+from coterie.envs.action_reader import ActionReader
 from coterie.envs.base import EnvError, MultiAgentEnv
-from coterie.envs.particle.actions import ActionReader
 
 __all__ = ["GAMES", "Climbing", "MatrixGame", "Penalty", "TwoStep"]
 
@@ -33,7 +33,7 @@ class MatrixGame(MultiAgentEnv):
     - Reward of each agent: the payoff of the joint action in the present state.
     - ``terminated`` where the tables say that the game is over, ``truncated`` where ``max_cycles`` cuts it short.
 
-    Nothing is random. Values of actions are checked as in :class:`~coterie.envs.particle.actions.ActionReader`.
+    Nothing is random. Values of actions are checked as in :class:`~coterie.envs.action_reader.ActionReader`.
 
     :param payoffs: what each joint action earns in each state, [S, n_0, n_1, ...]
     :param successors: index of the state that it leads to, S for the end of the game, in the same shape; None if the game

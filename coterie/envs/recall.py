@@ -12,8 +12,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
+from coterie.envs.action_reader import ActionReader
 from coterie.envs.base import EnvError, MultiAgentEnv
-from coterie.envs.particle.actions import ActionReader
 
 __all__ = ["Recall"]
 

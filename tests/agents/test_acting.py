@@ -220,7 +220,9 @@ def test_training_that_begins_again_knows_no_masks_of_before() -> None:
     states, infos = env.reset()
     step(env, agent, 0, states, infos=infos)
     trained(agent)
-    agent.act({uid: torch.randn(2, 3) for uid in "ab"}, 0, 1)
+    states, _ = env.reset()
+    moves = {int(move) for _ in range(40) for move in agent.act(states, 0, 1)[0]["a"][0]}
+    assert moves == {0, 1, 2, 3}
 
 
 def test_transitions_may_be_recorded_without_acting_and_have_the_masks_of_the_step_before() -> None:

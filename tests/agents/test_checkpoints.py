@@ -14,7 +14,7 @@ from torch import Tensor
 from coterie.agents import IPPO, MAPPO, MultiAgent
 from coterie.agents.checkpoints import CheckpointError, check_states, read_checkpoint, write_checkpoint
 from coterie.memories import RandomMemory
-from coterie.models import CategoricalPolicy, Model, Value
+from coterie.models import CategoricalPolicy, GaussianPolicy, Model, Value
 from coterie.preprocessors import RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
 
@@ -173,6 +173,106 @@ def test_what_an_agent_without_memories_saves_can_be_trained_on(tmp_path: Path) 
     agent.load(tmp_path / "agent.pt")
     assert_same(agent.models["a"]["policy"].state_dict(), player.models["a"]["policy"].state_dict())
     play(agent, 1, seed=1)
+
+
+# ---- learning rates --------------------------------------------------------------------------------------------------
+
+LAMBDA: dict[str, Any] = {
+    "learning_rate_scheduler": torch.optim.lr_scheduler.LambdaLR,
+    "learning_rate_scheduler_kwargs": {"lr_lambda": lambda epoch: 0.9**epoch},
+}
+FIXED: dict[str, Any] = {"learning_rate_scheduler": None}
+
+
+def rates(agent: MultiAgent) -> list[list[float]]:
+    """Of each parameter set, of its parts."""
+    sets = [adam for x in agent.learners if x.optimizers is not None for adam in x.optimizers.optimizers]
+    return [[group["lr"] for group in adam.param_groups] for adam in sets]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (1e-3, 1e-2, [[1e-2], [1e-2]]),
+        ((1e-3, 1e-4), [1e-2, 3e-3], [[1e-2, 3e-3], [1e-2, 3e-3]]),
+        ({"a": 1e-3, "b": 1e-4}, {"a": 1e-3, "b": 1e-2}, [[1e-3], [1e-2]]),
+        ({"a": 1e-3, "b": (1e-3, 1e-4)}, {"a": 2e-3, "b": (3e-3, 4e-3)}, [[2e-3, 2e-3], [3e-3, 4e-3]]),
+    ],
+    ids=["number", "pair", "by agent", "pair for one"],
+)
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_fixed_learning_rate_is_the_configured_one(
+    tmp_path: Path, before: Any, now: Any, expected: list[list[float]], trained: bool
+) -> None:
+    agent = build(**FIXED, learning_rate=before)
+    play(agent, 2, seed=1)
+    agent.save(tmp_path / "agent.pt")
+    resumed = build(**FIXED, learning_rate=now)
+    if trained:
+        play(resumed, 1, seed=3)
+    resumed.load(tmp_path / "agent.pt")
+    assert rates(resumed) == expected
+    # the first agent goes on with other rates, its Adams' moments as they were
+    for learner in agent.learners:
+        assert learner.optimizers is not None
+        for adam, parts in zip(learner.optimizers.optimizers, expected, strict=True):
+            for group, rate in zip(adam.param_groups, parts, strict=True):
+                group["lr"] = rate
+    for one in (agent, resumed):
+        play(one, 2, seed=2)
+    assert_same(everything(resumed), everything(agent))
+
+
+@pytest.mark.parametrize("variant", [{}, LAMBDA], ids=["adaptive", "of functions"])
+def test_a_scheduled_learning_rate_goes_on_where_it_was(tmp_path: Path, variant: dict[str, Any]) -> None:
+    agent = build(**variant, learning_rate=1e-3)
+    play(agent, 2, seed=1)
+    agent.save(tmp_path / "agent.pt")
+    reached = rates(agent)
+    assert reached != [[1e-3], [1e-3]]
+    resumed = build(**variant, learning_rate=5e-3)
+    resumed.load(tmp_path / "agent.pt")
+    assert rates(resumed) == reached
+
+
+@pytest.mark.parametrize(("file", "here"), [(LAMBDA, FIXED), (FIXED, LAMBDA)], ids=["the file", "here"])
+def test_a_scheduler_on_one_side_alone_leaves_the_configured_rate(
+    tmp_path: Path, file: dict[str, Any], here: dict[str, Any]
+) -> None:
+    agent = build(**file, learning_rate=1e-3)
+    play(agent, 2, seed=1)
+    agent.save(tmp_path / "agent.pt")
+    resumed = build(**here, learning_rate=5e-3)
+    resumed.load(tmp_path / "agent.pt")
+    assert rates(resumed) == [[5e-3], [5e-3]]
+    play(resumed, 1, seed=2)
+    # two epochs of an update: 0.9^2 * 5e-3 with the scheduler, which begins here
+    assert rates(resumed) == [pytest.approx([5e-3 if here is FIXED else 4.05e-3])] * 2
+
+
+def test_a_schedule_follows_the_time_steps_of_its_run(tmp_path: Path) -> None:
+    agent = build(**FIXED, learning_rate=lambda timestep, timesteps: 1e-3)
+    play(agent, 2, seed=1)
+    agent.save(tmp_path / "agent.pt")
+    resumed = build(**FIXED, learning_rate=lambda timestep, timesteps: 1e-4 * (timestep + 1))
+    resumed.load(tmp_path / "agent.pt")
+    play(resumed, 1, seed=2)  # one update, after step 3
+    assert rates(resumed) == [pytest.approx([4e-4])] * 2
+
+
+@pytest.mark.parametrize(("scheduled", "expected"), [(False, 0.2), (True, 0.5)])
+def test_a_fixed_standard_deviation_is_the_configured_one_too(tmp_path: Path, scheduled: bool, expected: float) -> None:
+    def gaussian(std: Any) -> MultiAgent:
+        box = spaces.Box(-1.0, 1.0, (2,))
+        models = {uid: {"policy": GaussianPolicy(space(4), box), "value": Value(space(4), box)} for uid in "ab"}
+        memories = {uid: RandomMemory(ROLLOUTS, ENVS) for uid in "ab"}
+        return IPPO(["a", "b"], models, memories, cfg={"rollouts": ROLLOUTS, "experiment": OFF, "exploration_std": std})
+
+    gaussian((lambda timestep, timesteps: 0.5) if scheduled else 0.5).save(tmp_path / "agent.pt")
+    resumed = gaussian((lambda timestep, timesteps: 0.2) if scheduled else 0.2)
+    resumed.load(tmp_path / "agent.pt")
+    # a schedule's changes when a rollout begins
+    assert [networks.std for networks in resumed.networks.values()] == [expected]  # type: ignore[attr-defined]
 
 
 # ---- what does not fit ----------------------------------------------------------------------------------------------

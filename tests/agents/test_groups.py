@@ -13,7 +13,16 @@ from torch import nn
 from coterie.agents import IPPO, MAPPO, MultiAgent
 from coterie.agents.groups import Learner, TeamMember, build_learners
 from coterie.memories import RandomMemory
-from coterie.models import CategoricalPolicy, GaussianMixin, GaussianPolicy, Model, TanhGaussianPolicy, Value
+from coterie.models import (
+    BernoulliPolicy,
+    CategoricalPolicy,
+    GaussianMixin,
+    GaussianPolicy,
+    Model,
+    MultiCategoricalPolicy,
+    TanhGaussianPolicy,
+    Value,
+)
 
 BOX = spaces.Box(-1.0, 1.0, (2,))
 CHOICE = spaces.Discrete(3)
@@ -45,8 +54,8 @@ def members(
             observation_space=roles["policy"].observation_space,  # type: ignore[arg-type]
             action_space=roles["policy"].action_space,  # type: ignore[arg-type]
             state_space=observation(10),
-            own=None if own is None else own[i],
-            common=None if common is None else common[i],
+            own={"rate": None if own is None else own[i]},
+            common={"epochs": None if common is None else common[i]},
         )
         for i, roles in enumerate(models)
     ]
@@ -195,7 +204,9 @@ def test_settings_of_the_parameters_do_not() -> None:
 def test_agents_that_share_a_model_must_agree(kind: str) -> None:
     value = critic()
     models = [{"policy": policy(), "value": critic()}, *({"policy": policy(), "value": value} for _ in range(2))]
-    with pytest.raises(ValueError, match=r"agents 'b' and 'c' share a model but not the settings .*'x'.*'y'"):
+    key = {"own": "rate", "common": "epochs"}[kind]
+    message = rf"agents 'b' and 'c' share a model but not the settings of its training: {key} is x for 'b' and y for 'c'\. Give"
+    with pytest.raises(ValueError, match=message):
         learners(models, **{kind: ["z", "x", "y"]})
 
 
@@ -264,6 +275,74 @@ def test_policies_of_one_set_with_other_distributions_keep_them(case: str) -> No
         torch.testing.assert_close(log_prob["b"][inside], own.log_prob(actions["b"])[inside], atol=1e-4, rtol=1e-4)
 
 
+# ---- bounds and choices of actions ----------------------------------------------------------------------------------
+
+
+def spread(low: Any, high: Any) -> spaces.Box:
+    return spaces.Box(np.array(low, dtype=np.float32), np.array(high, dtype=np.float32))
+
+
+@pytest.mark.parametrize("kind", [TanhGaussianPolicy, GaussianPolicy])
+@pytest.mark.parametrize(
+    ("built", "theirs"),
+    [
+        (spread([-1, -1], [1, 1]), spread([-2, -2], [2, 2])),
+        (spread([-1, -1], [1, 1]), spread([-1, -1], [1, 2])),
+        (spread([-1, -1], [1, 1]), spread([-1, 0], [1, 1])),
+        (spread([0, 0], [1, 1]), spread([-1, -1], [1, 1])),
+    ],
+    ids=["both", "one above", "one below", "below"],
+)
+def test_a_policy_of_other_bounds_is_refused(kind: type[Model], built: spaces.Box, theirs: spaces.Box) -> None:
+    models = {uid: {"policy": kind(observation(), built, hidden=(8,))} for uid in "ab"}
+    with pytest.raises(
+        ValueError, match=r"policy of 'b' was built for the actions Box.*its agent has Box.*: build it for"
+    ):
+        IPPO(["a", "b"], models, action_spaces={"a": built, "b": theirs})
+    IPPO(["a", "b"], models, action_spaces={"a": built, "b": spread(built.low, built.high)})
+
+
+def test_bounds_of_another_shape_but_equal_numbers_fit() -> None:
+    models = {"a": {"policy": TanhGaussianPolicy(observation(), BOX, hidden=(8,))}}
+    IPPO(["a"], models, action_spaces={"a": spaces.Box(-1.0, 1.0, (2, 1))})
+
+
+@pytest.mark.parametrize("free", ["built", "theirs", "sizes"])
+def test_bounds_that_nobody_claims_are_those_of_the_other(free: str) -> None:
+    """Unbounded policies leave it to the environment, bounded ones may stay within a part of an unbounded space."""
+    nothing = spaces.Box(-np.inf, np.inf, (2,))
+    built: Any = {"built": nothing, "theirs": BOX, "sizes": 2}[free]
+    models = {"a": {"policy": GaussianPolicy(observation(), built, hidden=(8,))}}
+    IPPO(["a"], models, action_spaces={"a": nothing if free == "theirs" else BOX})
+
+
+@pytest.mark.parametrize(
+    ("built", "theirs"),
+    [
+        (spaces.Discrete(5), spaces.MultiDiscrete([2, 3])),
+        (spaces.Discrete(5), spaces.Box(-1.0, 1.0, (5,))),
+        (spaces.Discrete(5), spaces.MultiBinary(5)),
+        (spaces.MultiDiscrete([2, 3]), spaces.MultiDiscrete([3, 2])),
+        (spaces.MultiBinary(5), spaces.Discrete(5)),
+        (spaces.Box(-1.0, 1.0, (5,)), spaces.MultiBinary(5)),
+    ],
+    ids=str,
+)
+def test_a_policy_for_other_choices_of_the_same_number_is_refused(built: Any, theirs: Any) -> None:
+    kinds: dict[type, type[Model]] = {
+        spaces.Discrete: CategoricalPolicy,
+        spaces.MultiDiscrete: MultiCategoricalPolicy,
+        spaces.MultiBinary: BernoulliPolicy,
+        spaces.Box: GaussianPolicy,
+    }
+    models = {"a": {"policy": kinds[type(built)](observation(), built, hidden=(8,))}}
+    with pytest.raises(
+        ValueError, match=r"policy of 'a' was built for the actions .* its agent has .*: build it for the"
+    ):
+        IPPO(["a"], models, action_spaces={"a": theirs})
+    IPPO(["a"], models, action_spaces={"a": built})
+
+
 # ---- from a configuration -------------------------------------------------------------------------------------------
 
 
@@ -301,10 +380,12 @@ def test_agents_with_other_epochs_learn_by_themselves() -> None:
 )
 def test_a_conflict_within_a_shared_set_names_both_agents(name: str, values: tuple[Any, Any]) -> None:
     roles = {"policy": policy(), "value": critic()}
-    with pytest.raises(
-        ValueError, match=r"agents 'a' and 'b' share a model but not .*" + name.split("_kwargs", maxsplit=1)[0]
-    ):
+    with pytest.raises(ValueError, match=r"agents 'a' and 'b' share a model but not ") as error:
         agent_of([roles, roles], {name: dict(zip("ab", values, strict=True))})
+    if name != "state_preprocessor_kwargs":  # which is no setting of the optimizer's
+        ours = f"{name} is {values[0]!r} for 'a' and {values[1]!r} for 'b'. Give"
+        assert ours in str(error.value)
+        assert str(error.value).count(" for 'a' and ") == 1  # and nothing that is equal
 
 
 @pytest.mark.parametrize(
@@ -315,6 +396,17 @@ def test_agents_that_share_may_differ_in_their_losses(name: str, values: tuple[A
     roles = {"policy": policy(), "value": critic()}
     agent = agent_of([roles, roles], {name: dict(zip("ab", values, strict=True))})
     assert shape(agent.learners) == [(["ab"], [["a", "b"]])]
+
+
+def test_a_conflict_shows_what_differs_and_nothing_else() -> None:
+    roles = {"policy": policy(), "value": critic()}
+    cfg = {"learning_rate": {"a": 1e-3, "b": (1e-3, 1e-4)}, "mini_batches": {"a": 1, "b": 2}, "grad_norm_clip": 3.0}
+    with pytest.raises(ValueError, match=r"^agents 'a' and 'b' share") as error:
+        agent_of([roles, roles], cfg)
+    assert str(error.value) == (
+        "agents 'a' and 'b' share a model but not the settings of its training: learning_rate is 0.001 for 'a' and "
+        "(0.001, 0.0001) for 'b'; mini_batches is 1 for 'a' and 2 for 'b'. Give them equal values, or models of their own"
+    )
 
 
 def test_a_pair_of_rates_for_one_agent_alone() -> None:

@@ -85,7 +85,7 @@ def test_waiting_without_active_masks_means_nothing() -> None:
     assert masks.present(["a"]) is None
 
 
-@pytest.mark.parametrize("form", ["dict", "stack", "flat dict", "flat stack", "numbers"])
+@pytest.mark.parametrize("form", ["dict", "stack", "flat dict", "flat stack", "two stacks"])
 def test_masks_come_as_dicts_or_stacks_with_or_without_their_last_dimension(form: str) -> None:
     both = torch.tensor([[T, F], [F, T], [T, T]])  # [E, A]
     stack = AgentTensors.single(["a", "b"], both.unsqueeze(-1))
@@ -94,7 +94,7 @@ def test_masks_come_as_dicts_or_stacks_with_or_without_their_last_dimension(form
         "stack": stack,
         "flat dict": {"a": both[:, 0], "b": both[:, 1]},
         "flat stack": AgentTensors.single(["a", "b"], both),
-        "numbers": {uid: stack[uid].float() for uid in "ab"},
+        "two stacks": AgentTensors({("b",): both[:, 1:], ("a",): both[:, :1]}),
     }[form]
     for names in (["a", "b"], ["b", "a"]):
         mask = Masks({"active_masks": values}).active(names)
@@ -119,17 +119,77 @@ def test_a_stack_of_the_very_agents_is_not_copied() -> None:
         ("action_masks", lambda m: m.actions(["a", "b"], 3)),
     ],
 )
-@pytest.mark.parametrize("wrong", [torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 1, 1), [True, True], None])
-def test_a_mask_of_another_shape_is_refused_by_name(key: str, ask: Any, wrong: Any) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (torch.ones(2, 2, dtype=torch.bool), ValueError, r"expected a tensor of shape \[2, .\], got \[2, 2\]"),
+        (torch.ones(2, 1, 1), ValueError, r"expected a tensor of shape \[2, .\], got \[2, 1, 1\]"),
+        (torch.tensor(True), ValueError, r"expected a tensor of shape \[2, .\], got \[\]"),
+        ([True, True], TypeError, r"expected a tensor \[2, .\], got list; torch.as_tensor makes one"),
+        (None, TypeError, r"expected a tensor \[2, .\], got NoneType"),
+    ],
+)
+def test_a_mask_of_another_form_is_refused_by_name(
+    key: str, ask: Any, wrong: Any, error: type[Exception], message: str
+) -> None:
     right = torch.ones(2, 3 if key == "action_masks" else 1, dtype=torch.bool)
-    with pytest.raises(ValueError, match=rf"infos\['{key}'\]\['b'\]: expected a bool tensor \[E, ."):
-        ask(Masks({key: {"a": right, "b": wrong}}))
+    with pytest.raises(error, match=rf"^infos\['{key}'\]\['b'\]: {message}"):
+        ask(Masks({key: {"a": right, "b": wrong}}, rows=2))
 
 
-@pytest.mark.parametrize("wrong", [torch.ones(2, 2, dtype=torch.bool), [True, True]])
+@pytest.mark.parametrize("form", ["dict", "stack", "one of them"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64])
+def test_masks_of_numbers_are_refused(form: str, dtype: torch.dtype) -> None:
+    """A mask of numbers may be one that is added to logits, where 0 allows."""
+    both = torch.ones(2, 2, 1, dtype=dtype)
+    stack = AgentTensors.single(["a", "b"], both)
+    masks: Any = {"dict": dict(stack), "stack": stack, "one of them": {"a": column(1, 0), "b": both[:, 0]}}[form]
+    who = "b" if form == "one of them" else "a"
+    with pytest.raises(
+        TypeError, match=rf"^infos\['active_masks'\]\['{who}'\]: expected bool \[E, 1\], got {dtype}; .*\.bool\(\)"
+    ):
+        Masks({"active_masks": masks}).active(["a", "b"])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("form", ["dict", "stack"])
+def test_masks_of_other_environments_are_refused(rows: int, form: str) -> None:
+    """One row would fit any number of environments, and forbid all of them the same."""
+    stack = AgentTensors.single(["a", "b"], torch.ones(rows, 2, 4, dtype=torch.bool))
+    masks = Masks({"action_masks": stack if form == "stack" else dict(stack)}, rows=2)
+    with pytest.raises(ValueError, match=rf"\['a'\]: expected a tensor of shape \[2, 4\], got \[{rows}, 4\]"):
+        masks.actions(["a", "b"], 4)
+
+
+def test_masks_elsewhere_are_refused() -> None:
+    masks = Masks({"active_masks": {"a": column(1, 0).to("meta")}}, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"\['a'\]: expected a tensor on cpu, where the agent is, got one on meta"):
+        masks.active(["a"])
+
+
+@pytest.mark.parametrize("key", ["active_masks", "waiting_masks", "action_masks"])
+def test_masks_come_by_agent(key: str) -> None:
+    with pytest.raises(TypeError, match=rf"infos\['{key}'\]: expected a mapping from agent to bool tensor, got Tensor"):
+        Masks({key: column(1, 0)})
+    with pytest.raises(TypeError, match="infos: expected a dict, got list"):
+        Masks([1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["active_masks", "waiting_masks", "action_masks"])
+def test_a_mask_under_a_misspelt_name_is_refused(key: str) -> None:
+    mask = column(1, 0)
+    masks = Masks({key: {"a": mask, "agent_b": mask}})
+    with pytest.raises(ValueError, match=rf"infos\['{key}'\]: unknown agent 'agent_b', .* no mask for \['b'\]"):
+        masks.check_names(["a", "b"], {"a": mask, "b": mask})
+    masks.check_names(["a"], {})  # those of others, where the team has all of its own
+    masks.check_names(["a", "b"], {"a": mask, "b": mask, "agent_b": mask})  # an agent of another team
+    Masks({key: {"a": mask}}).check_names(["a", "b"], {})
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 1, 1, dtype=torch.bool)])
 def test_a_waiting_mask_of_another_shape_is_refused_by_name(wrong: Any) -> None:
     masks = Masks({"active_masks": {"a": column(1, 0)}, "waiting_masks": {"a": wrong}})
-    with pytest.raises(ValueError, match=r"infos\['waiting_masks'\]\['a'\]: expected a bool tensor \[E, 1\]"):
+    with pytest.raises(ValueError, match=r"infos\['waiting_masks'\]\['a'\]: expected a tensor of shape \[E, 1\]"):
         masks.present(["a"])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coterie.agents import IPPO, MAPPO, MultiAgent
 from coterie.agents.checkpoints import CheckpointError
 from coterie.memories import RandomMemory
-from coterie.models import CategoricalPolicy, Model, ScriptedPolicy, Value
+from coterie.models import CategoricalPolicy, Model, ScriptedPolicy, Value, build_models
 from coterie.preprocessors import RunningStandardScaler, ValueNorm
 from coterie.trainers import SequentialTrainer
 from tests.agents.toys import OFF, Toy, box
@@ -144,10 +144,35 @@ def test_agents_that_share_a_model_must_both_learn_or_not() -> None:
     env = Toy("abc")
     models = models_for(env, IPPO, "abc")
     models["c"] = models["a"]
-    with pytest.raises(ValueError, match=r"agents 'a' and 'c' share a model but not .*trainable"):
+    with pytest.raises(
+        ValueError,
+        match=r"^'c' does not learn .* but shares its policy with agents that do, \['a'\]: give it a policy of its own",
+    ):
         team(env, IPPO, "ab", models)
     agent = team(env, IPPO, "ac", models)
     assert agent.learning_agents == ["a", "c"]
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_an_agent_that_shares_its_policy_cannot_rest_alone(kind: type[MultiAgent]) -> None:
+    """The message says what to build, and that works, whatever critic comes along with it."""
+    env, algorithm = Toy("abc"), kind.__name__.lower()
+    models = build_models(env, algorithm, shared=True, hidden=(6,))
+    with pytest.raises(
+        ValueError,
+        match=r"^'a' does not learn .* shares its policy with agents that do, \['b', 'c'\]: give it a policy of its own, "
+        r"such as that of build_models\(\.\.\., shared=False\)\['a'\]$",
+    ):
+        team(env, kind, "bc", models)
+    own = build_models(env, algorithm, shared=False, hidden=(6,), agent_id=True)["a"]["policy"]
+    common = models["a"]["value"]
+    for roles in ({"policy": own, "value": common}, {"policy": own}, {"policy": second_choice, "value": common}):
+        agent = team(env, kind, "bc", {**models, "a": roles})
+        learned, resting = state_of(models["b"]["policy"]), state_of(own)
+        train(env, agent)
+        assert not same(state_of(models["b"]["policy"]), learned)
+        assert same(state_of(own), resting)
+        assert [agent.learns(learner) for learner in agent.learners].count(True) == 1
 
 
 @pytest.mark.parametrize("present", [True, False])

@@ -13,8 +13,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
+from coterie.envs.action_reader import ActionReader
 from coterie.envs.base import EnvError, MultiAgentEnv
-from coterie.envs.particle.actions import ActionReader
 from coterie.envs.particle.world import World, restart, turn
 
 __all__ = ["ParticleEnv"]
@@ -30,7 +30,7 @@ class ParticleEnv(MultiAgentEnv):
     The physics is float64 by default: contacts are so stiff that rounding errors grow exponentially while they last.
     What the environment returns is float32 either way.
 
-    Values of actions are checked as in :class:`~coterie.envs.particle.actions.ActionReader`.
+    Values of actions are checked as in :class:`~coterie.envs.action_reader.ActionReader`.
 
     :param agents: names of the agents
     :param observation_widths: observation size of each agent
