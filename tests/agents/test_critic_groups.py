@@ -39,7 +39,7 @@ def learners(
         models: dict[str, Model] = {"policy": policy}
         if critic is not None:
             models["value"] = critic
-        members.append(TeamMember(uid, i, models, box(SIZES[uid]), CHOICE, box(STATE), None, None))
+        members.append(TeamMember(uid, i, models, box(SIZES[uid]), CHOICE, box(STATE), {}, {}))
     return build_learners(members, torch.device("cpu"), common)
 
 
@@ -84,7 +84,7 @@ def test_kinds_with_other_critics_run_by_themselves() -> None:
     policies["d"] = CategoricalPolicy(box(2), CHOICE, hidden=(4,))
     policies["b"] = policies["d"]
     members = [
-        TeamMember(uid, i, {"policy": policies[uid], "value": critics[uid]}, box(n), CHOICE, box(STATE), None, None)
+        TeamMember(uid, i, {"policy": policies[uid], "value": critics[uid]}, box(n), CHOICE, box(STATE), {}, {})
         for i, (uid, n) in enumerate((("a", 3), ("b", 2), ("c", 3), ("d", 2)))
     ]
     (learner,) = build_learners(members, torch.device("cpu"), True)
