@@ -248,6 +248,9 @@ class MultiAgent(ABC):
             recorded, ``infos["episode_starts"]``, bool ``[E, 1]`` by agent, says where recurrent policies start anew
 
         :return: actions ``[E, n]``, log-probabilities ``[E, 1]`` and outputs (``outputs[uid]["mean_actions"]`` ``[E, n]``)
+
+        :raises KeyError, TypeError, ValueError: what was passed does not fit the agents; nothing has changed then
+        :raises RuntimeError: recurrent policies in training were to go on from a step that was not recorded
         """
 
     def record_transition(
@@ -266,6 +269,9 @@ class MultiAgent(ABC):
 
         ``infos["shared_states"]`` and ``infos["shared_next_states"]`` (a trainer adds them) are the shared states ``[E, F]``
         that go with ``states`` and ``next_states``.
+
+        :raises KeyError, TypeError, ValueError: what was passed does not fit the agents; nothing is taken in then
+        :raises RuntimeError: during an evaluation, or after a full rollout that was not learned from
         """
         earned = blank(self._stack("rewards", rewards, self.possible_agents), self._masks.present(self.possible_agents))
         self._check_finite("rewards", earned, self.possible_agents)  # before anything of the step is taken in
@@ -471,9 +477,8 @@ class MultiAgent(ABC):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read what :meth:`save` wrote. Nothing is loaded unless all of it fits.
 
-        An agent without memories takes the models and normalisers alone. What the configuration sets stays as it is set, so
-        that a run can go on with other numbers: a fixed learning rate above all. With a learning-rate scheduler in the file and
-        here, its state and the rate that it came to are the file's.
+        An agent without memories takes the models and normalisers alone. A fixed learning rate stays the configured one;
+        where both the file and this agent have a learning-rate scheduler, the rate and the scheduler's state are the file's.
 
         :raises CheckpointError: the file is damaged or holds another team's agents; the message lists every difference
         """
