@@ -16,7 +16,7 @@ from coterie._version import __version__
 if TYPE_CHECKING:
     from coterie.agents.base import MultiAgent
 
-__all__ = ["CheckpointError", "load_team", "load_teammates", "preprocessors", "save_team", "write_checkpoint"]
+__all__ = ["CheckpointError", "load_team", "load_teammates", "save_team", "write_checkpoint"]
 
 
 class CheckpointError(RuntimeError):
