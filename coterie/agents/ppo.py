@@ -207,32 +207,31 @@ class MultiAgentPPO(OnPolicyAgent):
         self, group: Group, batch: Batch, values: Tensor, count: Tensor | None, statistics: UpdateStatistics
     ) -> Tensor:
         """Each agent's loss ``[A]`` on one minibatch, the mean over the rows that count."""
-
-        def mean(x: Tensor) -> Tensor:
-            return x.mean(dim=(0, 2)) if batch.mask is None else functional.masked_mean(x, batch.mask, (0, 2))
-
-        weights, networks = self._weights[group.names], self.networks[group.names]
+        weights, networks, mask = self._weights[group.names], self.networks[group.names], batch.mask
         distribution, _ = networks.distribution(batch.states, batch.action_masks, batch.recall)
         log_ratio = distribution.log_prob(batch.actions) - batch.log_prob
-        if (
-            batch.mask is not None
-        ):  # a ratio that is infinite where it does not count would have a gradient of 0 * infinity
-            log_ratio = torch.where(batch.mask, log_ratio, 0.0)
+        if mask is not None:  # a ratio that is infinite where it does not count would have a gradient of 0 * infinity
+            log_ratio = torch.where(mask, log_ratio, 0.0)
         with torch.set_grad_enabled(weights.explores):
-            entropy = mean(distribution.entropy())
-        policy_loss = mean(functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip))
-        value_loss = mean(
-            functional.clipped_value_loss(values, batch.values, batch.returns, weights.value_clip, weights.huber_delta)
+            entropy = distribution.entropy()
+        policy_loss = functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip)
+        value_loss = functional.clipped_value_loss(
+            values, batch.values, batch.returns, weights.value_clip, weights.huber_delta
         )
         with torch.no_grad():
-            kl = mean(functional.kl_estimate(log_ratio, self.agent_cfg["kl_estimator"][group.names[0]]))
-            clipped = mean(functional.is_clipped(log_ratio, weights.ratio_clip).float())
+            kl = functional.kl_estimate(log_ratio, self.agent_cfg["kl_estimator"][group.names[0]])
+            clipped = functional.is_clipped(log_ratio, weights.ratio_clip).float()
             std = distribution.std
-            if std is not None and batch.mask is not None:
-                std = mean(std.expand_as(distribution.mean)).view(1, -1, 1)
-        statistics.add(group, (policy_loss, value_loss, entropy, kl, clipped), count, std)
-        loss = policy_loss + weights.value_scale * value_loss
-        return loss - weights.entropy_scale * entropy if weights.explores else loss
+            if std is not None and mask is not None:
+                std = functional.masked_mean(std.expand_as(distribution.mean), mask, (0, 2)).view(1, -1, 1)
+        # where log-probabilities are not summed over the actions' dimensions, an action's loss is the mean of theirs
+        terms = (policy_loss, value_loss, entropy, kl, clipped)
+        rows = torch.cat([x if x.shape[-1] == 1 else x.mean(dim=-1, keepdim=True) for x in terms], dim=-1)
+        means = rows.mean(dim=0) if mask is None else functional.masked_mean(rows, mask, 0)
+        statistics.add(group, means, count, std)
+        of_policy, of_value, of_entropy = means.unbind(dim=-1)[:3]
+        loss = of_policy + weights.value_scale * of_value
+        return loss - weights.entropy_scale * of_entropy if weights.explores else loss
 
     # ---- what the epochs read --------------------------------------------------------------------------------------------
 
