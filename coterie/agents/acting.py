@@ -13,11 +13,11 @@ from torch import Tensor
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.acting_state import Choice
 from coterie.agents.base import MultiAgent
-from coterie.agents.group_networks import GroupNetworks, Recall
-from coterie.agents.groups import Group, Learner
+from coterie.agents.group_networks import CriticNetworks, GroupNetworks, Recall
+from coterie.agents.groups import CriticGroup, Group, Learner
 from coterie.agents.intake import FLAGS, NUMBERS, Form, actions_of, as_stacks, check_form
 from coterie.agents.masks import Masks, blank
-from coterie.agents.normalisation import SetPreprocessor, make_preprocessor
+from coterie.agents.normalisation import SetPreprocessor, check_agreement, make_preprocessor
 from coterie.agents.outputs import Outputs
 from coterie.agents.precision import mixed_precision_allowed
 from coterie.models.distributions import Distribution, check_action_masks
@@ -34,7 +34,19 @@ class ActingAgent(MultiAgent):
         self._check_critics()
         for learner in self.learners:
             self._make_preprocessors(learner)
-        self.networks = {group.names: self._make_networks(group) for group in self.groups}
+        mixed = {learner.names[0]: self._mixed_precision(learner.names[0]) for learner in self.learners}
+        self.networks = {
+            group.names: GroupNetworks(group, self.device, mixed[learner.names[0]])
+            for learner in self.learners
+            for group in learner.groups
+        }
+        self.critic_networks = {
+            critics.names: CriticNetworks(
+                critics, self.device, mixed[learner.names[0]], self.critic_preprocessor(critics)
+            )
+            for learner in self.learners
+            for critics in learner.critics
+        }
 
     # ---- construction ----------------------------------------------------------------------------------------------------
 
@@ -46,24 +58,33 @@ class ActingAgent(MultiAgent):
         """
 
     @abstractmethod
-    def critic_preprocessor(self, group: Group) -> SetPreprocessor | None:
+    def critic_preprocessor(self, critics: CriticGroup) -> SetPreprocessor | None:
         """What normalises the critics' inputs."""
 
     def _make_preprocessors(self, learner: Learner) -> None:
-        """Build the configured normalisers: one for each parameter set, since one network has one input scale."""
+        """Build the configured normalisers: one for each parameter set, since one network has one input scale.
+
+        :raises ValueError: agents that share a model differ in their normalisers' settings
+        """
+        self._check_agreement(learner, "state_preprocessor")
         for group in learner.groups:
             if group.scripts is None:
                 group.state_preprocessor = self._preprocessor(group, "state_preprocessor", group.observation_space)
         if self.learns(learner):
             learner.value_preprocessor = self._preprocessor(learner.groups[0], "value_preprocessor", 1)
 
-    def _preprocessor(self, group: Group, key: str, size: gymnasium.Space | int | None) -> SetPreprocessor | None:
-        owners = dict(zip(group.names, group.sets, strict=True))
+    def _check_agreement(self, learner: Learner, key: str) -> None:
+        owners = dict(zip(learner.names, learner.sets, strict=True))
+        check_agreement(owners, f"{key}_kwargs", self.agent_cfg[f"{key}_kwargs"])
+
+    def _preprocessor(
+        self, agents: Group | Learner, key: str, size: gymnasium.Space | int | None
+    ) -> SetPreprocessor | None:
+        owners = dict(zip(agents.names, agents.sets, strict=True))
         return make_preprocessor(owners, key, self.agent_cfg[key], self.agent_cfg[f"{key}_kwargs"], size, self.device)
 
-    def _make_networks(self, group: Group) -> GroupNetworks:
-        mixed = mixed_precision_allowed(bool(self.agent_cfg["mixed_precision"][group.names[0]]), self.device)
-        return GroupNetworks(group, self.device, mixed, self.critic_preprocessor(group))
+    def _mixed_precision(self, uid: str) -> bool:
+        return mixed_precision_allowed(bool(self.agent_cfg["mixed_precision"][uid]), self.device)
 
     def learns(self, learner: Learner) -> bool:
         """Whether a learner's agents learn (all of them do, or none)."""

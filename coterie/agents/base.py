@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.acting_state import ActingState
-from coterie.agents.checkpoints import load_team, load_teammates, preprocessors, save_team, write_checkpoint
+from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
 from coterie.agents.checks import check_finite, check_models, check_policies, team_device, with_scripts
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
@@ -70,6 +70,8 @@ class MultiAgent(ABC):
     COMMON_KEYS: ClassVar[tuple[str, ...]] = ()
     #: whether the shared states are of use, so that a trainer need not ask the environment for them otherwise
     uses_shared_states: ClassVar[bool] = True
+    #: whether all critics see the same, one row for each environment
+    common_critic_input: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -168,7 +170,7 @@ class MultiAgent(ABC):
             )
             for i, uid in enumerate(self.possible_agents)
         ]
-        return build_learners(members, self.device)
+        return build_learners(members, self.device, self.common_critic_input)
 
     def _trained(self, uid: str) -> list[str]:
         """The roles of an agent's models that take part: nobody asks the critic of one that does not learn."""
@@ -437,7 +439,7 @@ class MultiAgent(ABC):
                 if not any(model is other for other in modules.values()):
                     modules[f"models/{uid}/{role}"] = model
         for learner in self.learners:
-            for kind, stage in preprocessors(learner):
+            for kind, stage in learner.preprocessors():
                 for names, member in zip(learner.set_names(), stage.members, strict=True):
                     modules[f"{kind}/{names[0]}"] = member
         return modules

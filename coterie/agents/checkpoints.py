@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,8 @@ from coterie._version import __version__
 
 if TYPE_CHECKING:
     from coterie.agents.base import MultiAgent
-    from coterie.agents.groups import Learner
-    from coterie.agents.normalisation import SetPreprocessor
 
-__all__ = ["CheckpointError", "load_team", "load_teammates", "preprocessors", "save_team", "write_checkpoint"]
+__all__ = ["CheckpointError", "load_team", "load_teammates", "save_team", "write_checkpoint"]
 
 
 class CheckpointError(RuntimeError):
@@ -71,17 +69,6 @@ def check_states(kind: str, modules: Mapping[str, nn.Module], states: Mapping[st
             if expected != got:
                 problems.append(f"{kind} {name!r}, {key!r}: expected {expected}, the file has {got}")
     return problems
-
-
-def preprocessors(learner: Learner) -> Iterator[tuple[str, SetPreprocessor]]:
-    """A learner's normalisers, each with its kind and the first agent that it serves."""
-    for group in learner.groups:
-        for kind in ("state_preprocessor", "shared_state_preprocessor"):
-            stage = getattr(group, kind)
-            if stage is not None:
-                yield f"{kind}/{group.names[0]}", stage
-    if learner.value_preprocessor is not None:
-        yield "value_preprocessor", learner.value_preprocessor
 
 
 def save_team(team: MultiAgent, path: str | os.PathLike[str]) -> None:

@@ -5,11 +5,13 @@ one, an agent with models of its own is one by itself. A *group* is a set of age
 stack into ``[T, E, A, F]``, and with policies of one kind of distribution. Parameter sets of one shape and architecture are
 trained together (a *learner*): their parameters are rows of one tensor and each step of the update is taken for all of them
 at once.
+
+Critics run by *critic groups*: those of one group, or of all groups that have the same critics and see the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,7 +28,7 @@ from coterie.models.flat_parameters import FlatParameters
 from coterie.models.scripted import ScriptedPolicy
 from coterie.spaces import action_width, flat_size
 
-__all__ = ["Group", "Learner", "TeamMember", "build_learners"]
+__all__ = ["CriticGroup", "Group", "Learner", "TeamMember", "build_learners"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Group:
     """Agents of equal spaces whose models run as one batch.
 
     ``sets[i]`` is the parameter set, within the learner, of the i-th agent. Scripted agents have ``scripts`` in place of a
-    policy.
+    policy. ``value`` may serve agents of other groups too: it is that of the :class:`CriticGroup`.
     """
 
     names: tuple[str, ...]
@@ -68,7 +70,6 @@ class Group:
     value: ModelBatch | None
     scripts: list[ScriptedPolicy] | None = None
     state_preprocessor: SetPreprocessor | None = None
-    shared_state_preprocessor: SetPreprocessor | None = None
 
     @cached_property
     def size(self) -> int:
@@ -87,6 +88,44 @@ class Group:
 
 
 @dataclass
+class CriticGroup:
+    """Agents whose critics run as one batch: a group's, or those of all groups of a learner that have the same critics, where
+    these see one row for each environment.
+
+    Agents stand group after group. ``preprocessor`` normalises inputs that are for critics alone.
+    """
+
+    groups: list[Group]
+    batch: ModelBatch
+    common_input: bool
+    preprocessor: SetPreprocessor | None = None
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the agents."""
+        return tuple(name for group in self.groups for name in group.names)
+
+    @cached_property
+    def sets(self) -> list[int]:
+        """The parameter set of each agent."""
+        return [s for group in self.groups for s in group.sets]
+
+    @property
+    def one_state(self) -> bool:
+        """Whether recurrent critics have one state for each environment: one model sees the same for all agents. It changes
+        with every step and ends with the whole team's episode; states of single agents follow these.
+        """
+        return self.common_input and self.batch.one_for_all
+
+    def by_group(self, x: Tensor) -> dict[tuple[str, ...], Tensor]:
+        """Hand ``[..., A or 1, n]`` out to the groups; 1 stands for all agents."""
+        if len(self.groups) == 1 or x.shape[-2] == 1:
+            return {group.names: x for group in self.groups}
+        parts = x.split([group.size for group in self.groups], dim=-2)
+        return {group.names: part for group, part in zip(self.groups, parts, strict=True)}
+
+
+@dataclass
 class Learner:
     """Parameter sets that are trained together, and the groups whose agents they serve.
 
@@ -94,6 +133,7 @@ class Learner:
     """
 
     groups: list[Group]
+    critics: list[CriticGroup]
     storage: FlatParameters
     policy_width: int
     num_sets: int
@@ -107,15 +147,33 @@ class Learner:
         """Names of all agents, group after group."""
         return [name for group in self.groups for name in group.names]
 
-    def critics(self) -> list[list[Model]]:
+    @property
+    def sets(self) -> list[int]:
+        """The parameter set of each agent."""
+        return [s for group in self.groups for s in group.sets]
+
+    def value_models(self) -> list[list[Model]]:
         """The value models of each parameter set."""
-        critics: list[list[Model]] = [[] for _ in range(self.num_sets)]
+        models: list[list[Model]] = [[] for _ in range(self.num_sets)]
+        for critics in self.critics:
+            for model, s in zip(critics.batch.models, critics.sets, strict=True):
+                if not any(model is other for other in models[s]):
+                    models[s].append(model)
+        return models
+
+    def preprocessors(self) -> Iterator[tuple[str, SetPreprocessor]]:
+        """Everything that normalises, by a name of its own; what serves several groups comes once."""
         for group in self.groups:
-            if group.value is not None:
-                for model, s in zip(group.value.models, group.sets, strict=True):
-                    if not any(model is other for other in critics[s]):
-                        critics[s].append(model)
-        return critics
+            if group.state_preprocessor is not None:
+                yield f"state_preprocessor/{group.names[0]}", group.state_preprocessor
+        known: list[SetPreprocessor] = []
+        for critics in self.critics:
+            stage = critics.preprocessor
+            if stage is not None and not any(stage is other for other in known):
+                known.append(stage)
+                yield f"shared_state_preprocessor/{critics.names[0]}", stage
+        if self.value_preprocessor is not None:
+            yield "value_preprocessor", self.value_preprocessor
 
     def set_names(self) -> list[list[str]]:
         """Names of the agents of each parameter set."""
@@ -126,13 +184,17 @@ class Learner:
         return names
 
 
-def build_learners(members: Sequence[TeamMember], device: torch.device) -> list[Learner]:
+def build_learners(
+    members: Sequence[TeamMember], device: torch.device, common_critic_input: bool = False
+) -> list[Learner]:
     """Partition a team into learners and groups.
+
+    :param common_critic_input: whether all critics see the same, one row for each environment
 
     :raises ValueError: agents that share a model differ in settings that belong to the parameters
     """
     ids = torch.eye(len(members), device=device)
-    return [_build(sets, ids) for sets in _alike_sets(_parameter_sets(members))]
+    return [_build(sets, ids, common_critic_input) for sets in _alike_sets(_parameter_sets(members))]
 
 
 def _parameter_sets(members: Sequence[TeamMember]) -> list[list[TeamMember]]:
@@ -191,7 +253,7 @@ def _alike_sets(sets: Sequence[list[TeamMember]]) -> list[list[list[TeamMember]]
     return learners
 
 
-def _build(sets: list[list[TeamMember]], ids: Tensor) -> Learner:
+def _build(sets: list[list[TeamMember]], ids: Tensor, common_critic_input: bool) -> Learner:
     policies = [_unique([m.models["policy"] for m in team]) for team in sets]
     values = [_unique([m.models["value"] for m in team if "value" in m.models]) for team in sets]
     storage = FlatParameters([[*p, *v] for p, v in zip(policies, values, strict=True)])
@@ -205,7 +267,6 @@ def _build(sets: list[list[TeamMember]], ids: Tensor) -> Learner:
         team = _together([member for _, member in entries]) if len(sets) == 1 else [member for _, member in entries]
         set_of = {member.name: s for s, member in entries}
         positions = ids[[member.index for member in team]]
-        critics = [m.models["value"] for m in team if "value" in m.models]
         acting = [m.models["policy"] for m in team]
         scripts = [policy for policy in acting if isinstance(policy, ScriptedPolicy)]
         groups.append(
@@ -216,12 +277,33 @@ def _build(sets: list[list[TeamMember]], ids: Tensor) -> Learner:
                 state_space=team[0].state_space,
                 sets=[set_of[member.name] for member in team],
                 policy=None if scripts else ModelBatch(acting, "policy", storage, positions),
-                value=ModelBatch(critics, "value", storage, positions) if critics else None,
+                value=None,
                 scripts=scripts or None,
             )
         )
+    critics = _critic_groups(groups, {m.name: m for team in sets for m in team}, storage, ids, common_critic_input)
     width = storage.width_of(policies[0])
-    return Learner(groups, storage, width, len(sets), len(sets[0]), _sequence_length(groups))
+    return Learner(groups, critics, storage, width, len(sets), len(sets[0]), _sequence_length(groups))
+
+
+def _critic_groups(
+    groups: Sequence[Group], members: Mapping[str, TeamMember], storage: FlatParameters, ids: Tensor, common_input: bool
+) -> list[CriticGroup]:
+    """The critics of a learner's groups as they run, those of agents that only act left out where any of them has none."""
+    alike: dict[Hashable, list[Group]] = {}
+    for group in groups:
+        models = [members[name].models.get("value") for name in group.names]
+        if None not in models:
+            alike.setdefault(frozenset(models) if common_input else group.names, []).append(group)
+    found = []
+    for together in alike.values():
+        team = [members[name] for group in together for name in group.names]
+        positions = ids[[member.index for member in team]]
+        batch = ModelBatch([member.models["value"] for member in team], "value", storage, positions)
+        found.append(CriticGroup(together, batch, common_input))
+        for group in together:
+            group.value = batch
+    return found
 
 
 def _sequence_length(groups: Sequence[Group]) -> int:

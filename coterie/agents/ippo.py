@@ -8,7 +8,7 @@ import gymnasium
 from torch import Tensor
 
 from coterie.agents.config import Config
-from coterie.agents.groups import Group
+from coterie.agents.groups import CriticGroup, Group
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
@@ -35,5 +35,5 @@ class IPPO(MultiAgentPPO):
     def critic_states(self, group: Group, moment: Moment) -> Tensor:
         return moment.of(group)
 
-    def critic_preprocessor(self, group: Group) -> SetPreprocessor | None:
-        return group.state_preprocessor
+    def critic_preprocessor(self, critics: CriticGroup) -> SetPreprocessor | None:
+        return critics.groups[0].state_preprocessor

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from coterie.agents.config import Config, Key, callable_or_none, keyword_arguments, one_of
-from coterie.agents.groups import Group, Learner
+from coterie.agents.groups import CriticGroup, Group, Learner
 from coterie.agents.masks import blank
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
+from coterie.agents.rollout import joined_mask
 from coterie.models.critic_inputs import CRITIC_INPUTS, critic_space
 from coterie.spaces import flat_size
 
@@ -58,6 +59,10 @@ class MAPPO(MultiAgentPPO):
 
     #: whether observations stand in for a state that the environment does not have
     _stands_in = False
+
+    @property
+    def common_critic_input(self) -> bool:  # type: ignore[override]
+        return self.cfg["critic_input"] != "agent"
 
     @property
     def uses_shared_states(self) -> bool:  # type: ignore[override]
@@ -113,15 +118,21 @@ class MAPPO(MultiAgentPPO):
         seen = torch.cat([own, state.expand(-1, group.size, -1)], dim=-1)
         return blank(seen, moment.present(group))
 
-    def critic_preprocessor(self, group: Group) -> SetPreprocessor | None:
-        return group.shared_state_preprocessor
+    def critic_preprocessor(self, critics: CriticGroup) -> SetPreprocessor | None:
+        return critics.preprocessor
 
     def _make_preprocessors(self, learner: Learner) -> None:
         super()._make_preprocessors(learner)
-        for group in learner.groups:
-            if group.value is not None:
-                width = group.value.models[0].num_observations
-                group.shared_state_preprocessor = self._preprocessor(group, "shared_state_preprocessor", width)
+        key, common = "shared_state_preprocessor", None
+        self._check_agreement(learner, key)
+        for critics in learner.critics:
+            width = critics.batch.models[0].num_observations
+            if not critics.common_input:
+                critics.preprocessor = self._preprocessor(critics.groups[0], key, width)
+                continue
+            # a parameter set's agents see the same, of whatever kind they are, and share its scale
+            common = self._preprocessor(learner, key, width) if common is None else common
+            critics.preprocessor = common
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
         if self.uses_shared_states and self._shared is None and infos.get("shared_states") is None:
@@ -138,8 +149,10 @@ class MAPPO(MultiAgentPPO):
 
     def _learn_states(self, learner: Learner) -> None:
         super()._learn_states(learner)
-        for group in learner.groups:
-            if group.shared_state_preprocessor is not None:
-                states = self.critic_inputs(group, self._rollout_moment()).states
-                mask = self._storage[group.names].row_mask("active")
-                group.shared_state_preprocessor(states, train=True, mask=mask)
+        moment = self._rollout_moment()
+        for critics in learner.critics[:1] if self.common_critic_input else learner.critics:
+            if critics.preprocessor is not None:
+                groups = learner.groups if self.common_critic_input else critics.groups
+                mask = joined_mask([self._storage[group.names] for group in groups], "active")
+                states = self.critic_inputs(critics, moment).states
+                critics.preprocessor(states, train=True, mask=None if mask is None else mask.flatten(0, 1))

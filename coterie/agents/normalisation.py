@@ -14,7 +14,7 @@ from coterie.models.mixins import StochasticMixin
 from coterie.preprocessors import PopArt, Preprocessor, rescale_output, stack_preprocessors
 from coterie.spaces import flat_size
 
-__all__ = ["OutputKeeper", "SetPreprocessor", "make_preprocessor"]
+__all__ = ["OutputKeeper", "SetPreprocessor", "check_agreement", "make_preprocessor"]
 
 
 class SetPreprocessor:
@@ -111,6 +111,29 @@ class OutputKeeper:
         return torch.cat(parts, dim=-2)
 
 
+def check_agreement(owners: Mapping[str, int], key: str, kwargs: Mapping[str, Any]) -> None:
+    """Check that agents which share a model are normalised alike, also where each kind has a normaliser of its own.
+
+    :param owners: the parameter set of each agent
+    :param key: the configuration's key, for messages
+    :param kwargs: keyword arguments of the normalisers by agent; sizes and devices follow from the data and may differ
+
+    :raises ValueError: two agents of a set differ
+    """
+
+    def settings(uid: str) -> str:
+        return repr({name: value for name, value in (kwargs[uid] or {}).items() if name not in ("size", "device")})
+
+    leaders: dict[int, str] = {}
+    for uid, s in owners.items():
+        leader = leaders.setdefault(s, uid)
+        if settings(uid) != settings(leader):
+            raise ValueError(
+                f"agents {leader!r} and {uid!r} share a model but not {key}: {kwargs[leader]} against {kwargs[uid]}; give them "
+                "equal values"
+            )
+
+
 def make_preprocessor(
     owners: Mapping[str, int],
     key: str,
@@ -119,9 +142,9 @@ def make_preprocessor(
     size: gymnasium.Space | int | None,
     device: torch.device,
 ) -> SetPreprocessor | None:
-    """Build a group's normalisers as configured.
+    """Build normalisers of what several agents see, as configured.
 
-    :param owners: the parameter set of each of the group's agents, in order
+    :param owners: the parameter set of each of the agents, in order
     :param key: the configuration's key, for messages
     :param kinds: the configured class by agent
     :param kwargs: its keyword arguments by agent; size and device are filled in where they are left out
@@ -137,7 +160,8 @@ def make_preprocessor(
         for option, values in ((key, kinds), (f"{key}_kwargs", kwargs)):
             if repr(values[name]) != repr(values[leader]):
                 raise ValueError(
-                    f"agents {leader!r} and {name!r} share a model but not {option}: {values[leader]} against {values[name]}"
+                    f"agents {leader!r} and {name!r} share a model but not {option}: {values[leader]} against {values[name]}; "
+                    "give them equal values"
                 )
     members = []
     for uid in leaders.values():

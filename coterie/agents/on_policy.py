@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import gymnasium
@@ -16,11 +16,11 @@ from coterie.agent_tensors import AgentTensors
 from coterie.agents.acting import ActingAgent
 from coterie.agents.checks import check_finite, check_memories
 from coterie.agents.group_networks import CriticInput
-from coterie.agents.groups import Group
+from coterie.agents.groups import CriticGroup, Group
 from coterie.agents.intake import NUMBERS, Form, take_one
 from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
-from coterie.agents.rollout import Cut, Rollout
+from coterie.agents.rollout import Rollout, Successors, Truncation
 from coterie.memories.base import Memory
 from coterie.spaces import flat_size
 
@@ -39,6 +39,7 @@ class OnPolicyAgent(ActingAgent):
     def _build(self) -> None:
         super()._build()
         self._storage: dict[tuple[str, ...], Rollout] = {}
+        self._successors: dict[tuple[str, ...], Successors] = {}  # by critic group
         self._shared: Memory | None = None
         self._recorded = 0
         self._warned = False
@@ -58,14 +59,24 @@ class OnPolicyAgent(ActingAgent):
 
     @abstractmethod
     def critic_states(self, group: Group, moment: Moment) -> Tensor:
-        """The critics' inputs ``[B, A or 1, F]`` (1 where all agents' are equal) at one moment; zeros in place of what an
-        absent agent would see by itself (a model that asks for its id still has it).
+        """The critics' inputs ``[B, A, F]`` at one moment, zeros in place of what an absent agent would see by itself (a model
+        that asks for its id still has it); ``[B, 1, F]``, equal for all groups, where ``common_critic_input`` is set.
         """
 
-    def critic_inputs(self, group: Group, moment: Moment) -> CriticInput:
-        """What a group's critics see at one moment."""
-        whole_team = group.value is not None and group.value.unique[0].values_per_agent
-        return CriticInput(self.critic_states(group, moment), moment.attendance() if whole_team else None)
+    def critic_inputs(self, critics: CriticGroup, moment: Moment) -> CriticInput:
+        """What a critic group's critics see at one moment.
+
+        :raises ValueError: inputs of another number of agents than :meth:`critic_states` is to give
+        """
+        states = self.critic_states(critics.groups[0], moment)
+        agents = 1 if critics.common_input else len(critics.names)
+        if states.dim() != 3 or states.shape[1] != agents:
+            raise ValueError(
+                f"{type(self).__name__}.critic_states returned inputs of shape {list(states.shape)} for {list(critics.names)}: "
+                f"expected [B, {agents}, F], since common_critic_input is {critics.common_input}"
+            )
+        whole_team = critics.batch.unique[0].values_per_agent
+        return CriticInput(states, moment.attendance() if whole_team else None)
 
     # ---- construction ----------------------------------------------------------------------------------------------------
 
@@ -107,8 +118,15 @@ class OnPolicyAgent(ActingAgent):
         if self._shared is not None:
             self._shared.reset()
         for rollout in self._storage.values():
-            rollout.clear()
             rollout.memory.reset()
+        self._forget_rollout()
+
+    def _forget_rollout(self) -> None:
+        """Forget what is kept beside the storage, which is written over."""
+        for rollout in self._storage.values():
+            rollout.clear()
+        for beyond in self._successors.values():
+            beyond.truncations.clear()
 
     def _create_storage(self, memories: Mapping[str, Memory]) -> None:
         num_envs = next(iter(memories.values())).num_envs
@@ -118,6 +136,7 @@ class OnPolicyAgent(ActingAgent):
                 self._storage[group.names] = Rollout(
                     group, self.rollouts, num_envs, width, learner.sequence_length, self.device
                 )
+        self._successors = {critics.names: Successors() for critics in self._learning_critics()}
         self._show_storage()
 
     def _show_storage(self) -> None:
@@ -176,14 +195,14 @@ class OnPolicyAgent(ActingAgent):
             observed = self._observed("states", states, group, masks)
             choice = self._taken(group, observed, actions, masks)
             earned = blank(self._stack("rewards", rewards, names), masks.present(names))
-            done, cut = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
+            done, timed_out = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
             row = {
                 "states": observed,
                 "actions": choice.latent,
                 "log_prob": choice.log_prob,
                 "rewards": blank(self._shaped(group, earned, timestep, timesteps), masks.present(names)),
                 "terminated": done,
-                "truncated": cut,
+                "truncated": timed_out,
             }
             shown = {
                 "active": masks.active(names),
@@ -192,23 +211,30 @@ class OnPolicyAgent(ActingAgent):
             }
             grown |= rollout.add(row, shown, choice.before)
             if choice.after is not None:
-                self._acting.memory[names] = choice.after.masked_fill(done | cut, 0.0)
+                self._acting.memory[names] = choice.after.masked_fill(done | timed_out, 0.0)
         if grown:
             self._show_storage()
-        self._record_successors(next_states, terminated, truncated, infos, masks)
+        self._record_successors(next_states, terminated, truncated, infos)
         self._recorded += 1
 
     def _own_ends(
         self, terminated: Mapping[str, Tensor], truncated: Mapping[str, Tensor], masks: Masks
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """The ends that count: what was done for an absent agent means nothing until the whole episode is over."""
+        """The ends that count: what was done for an absent agent means nothing until the whole episode is over.
+
+        For an agent that is absent then, that is a termination, whatever ended the episode: it has left the game, and there is
+        no last observation of it whose value could stand for what it might have earned.
+        """
         names = self.possible_agents
         present = masks.present(names)
         if present is None:
             return terminated, truncated
         ends, cuts = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
-        counts = present | (ends | cuts).all(dim=1, keepdim=True)
-        return AgentTensors({tuple(names): ends & counts}), AgentTensors({tuple(names): cuts & counts})
+        over = (ends | cuts).all(dim=1, keepdim=True)
+        return (
+            AgentTensors({tuple(names): torch.where(present, ends, over)}),
+            AgentTensors({tuple(names): cuts & present}),
+        )
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
         if not self.uses_shared_states:
@@ -232,20 +258,18 @@ class OnPolicyAgent(ActingAgent):
         terminated: Mapping[str, Tensor],
         truncated: Mapping[str, Tensor],
         infos: Mapping[str, Any],
-        masks: Masks,
     ) -> None:
-        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck.
-
-        :param masks: those of the states that the step began with
-        """
+        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck."""
         row = self._recorded % self.rollouts
         if row + 1 == self.rollouts:
             shared = self._shared_state(infos, "shared_next_states")
-            moment = self._moment("next_states", next_states, shared, self._masks)
-            for group in self._learning_groups():
-                rollout = self._storage[group.names]
-                rollout.last = self._seen_by_critics(group, moment, "the critic's next states")
-                rollout.active_next = self._masks.active(group.names)
+            moment = self._moment("next_states", next_states, shared, lambda group: self._masks.present(group.names))
+            for critics in self._learning_critics():
+                self._successors[critics.names].last = self._seen_by_critics(
+                    critics, moment, "the critic's next states"
+                )
+                for group in critics.groups:
+                    self._storage[group.names].active_next = self._masks.active(group.names)
         if not self._bootstraps:
             return
         ended = self._stack("terminated", terminated, self.possible_agents)
@@ -266,13 +290,34 @@ class OnPolicyAgent(ActingAgent):
             final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
             going_on = self._shared_state(infos, "shared_next_states")
             shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
-        moment = self._moment("final_states", final, shared, masks)
-        for group in self._learning_groups():
-            cut = self._stack("truncated", truncated, group.names) & ~self._stack("terminated", terminated, group.names)
-            envs = cut.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
+        there = self._there_at_last(ended, struck)
+        moment = self._moment("final_states", final, shared, there)
+        for critics in self._learning_critics():
+            names = critics.names
+            agents = self._stack("truncated", truncated, names) & ~self._stack("terminated", terminated, names)
+            envs = agents.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
             if len(envs):
-                critic = self._seen_by_critics(group, moment, "the critic's final states", envs)
-                self._storage[group.names].cuts.append(Cut(row, envs, critic, cut[envs]))
+                critic = self._seen_by_critics(critics, moment, "the critic's final states", envs)
+                self._successors[names].truncations.append(Truncation(row, envs, critic, agents[envs]))
+
+    def _there_at_last(self, ended: Tensor, struck: Tensor) -> Callable[[Group], Tensor | None]:
+        """Who is there, bool ``[E, A, 1]`` of a group, in the last states of agents that a time limit struck.
+
+        Where the whole episode is over, those who were there when the step began and did not die in it, which is whom it
+        struck (see :meth:`_own_ends`). Where others go on, also those who are there in the next states.
+
+        :param ended: who was terminated, bool ``[E, agents of the team, 1]``
+        :param struck: whom the time limit struck
+        """
+        names = self.possible_agents
+        after = self._masks.present(names)
+        over = (ended | struck).all(dim=1, keepdim=True)
+        there = struck | ~over if after is None else struck | (after & ~over)
+        there = there | ~struck.any(dim=1, keepdim=True)  # of other copies nothing is kept
+        if bool(there.all()):
+            return lambda group: None
+        by_name = AgentTensors({tuple(names): there})
+        return lambda group: self._stack("present", by_name, group.names)
 
     def _rollout_moment(self) -> Moment:
         """What could be seen at all rows of the rollout."""
@@ -284,24 +329,32 @@ class OnPolicyAgent(ActingAgent):
             lambda group: self._storage[group.names].row_mask("present"),
         )
 
-    def _learning_groups(self) -> list[Group]:
-        return [group for learner in self.learners if self.learns(learner) for group in learner.groups]
+    def _learning_critics(self) -> list[CriticGroup]:
+        return [critics for learner in self.learners if self.learns(learner) for critics in learner.critics]
 
-    def _moment(self, what: str, states: Mapping[str, Tensor], shared: Tensor | None, masks: Masks) -> Moment:
+    def _moment(
+        self,
+        what: str,
+        states: Mapping[str, Tensor],
+        shared: Tensor | None,
+        present: Callable[[Group], Tensor | None],
+    ) -> Moment:
         """What can be seen at one moment of all environments."""
         return Moment(
             self.groups,
             self.possible_agents,
-            lambda group: self._observed(what, states, group, masks),
+            lambda group: blank(self._stack(what, states, group.names, group.observation_width), present(group)),
             shared,
-            lambda group: masks.present(group.names),
+            present,
         )
 
-    def _seen_by_critics(self, group: Group, moment: Moment, what: str, envs: Tensor | None = None) -> CriticInput:
+    def _seen_by_critics(
+        self, critics: CriticGroup, moment: Moment, what: str, envs: Tensor | None = None
+    ) -> CriticInput:
         """The critics' inputs at a moment, those of some environments where asked for, in storage of their own."""
-        critic = self.critic_inputs(group, moment)
+        critic = self.critic_inputs(critics, moment)
         critic = critic._replace(states=critic.states.clone()) if envs is None else critic.at(envs)
-        self._check_finite(what, critic.states, group.names)
+        self._check_finite(what, critic.states, critics.names)
         return critic
 
     def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:
@@ -334,8 +387,7 @@ class OnPolicyAgent(ActingAgent):
             self._check_rollout()
             self._update(timestep, timesteps)
             self._recorded = 0
-            for rollout in self._storage.values():
-                rollout.clear()
+            self._forget_rollout()
         super().post_interaction(timestep, timesteps)
 
     def _check_rollout(self) -> None:

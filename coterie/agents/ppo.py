@@ -27,9 +27,9 @@ from torch import Tensor
 from coterie import functional
 from coterie.agents.checks import check_std_from_outside
 from coterie.agents.config import Config, Key, scheduled_value
-from coterie.agents.evaluation import Evaluation, evaluate
+from coterie.agents.evaluation import Evaluation, evaluate, memory_rules
 from coterie.agents.group_networks import CriticInput, Recall
-from coterie.agents.groups import Group, Learner
+from coterie.agents.groups import CriticGroup, Group, Learner
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import OutputKeeper
 from coterie.agents.on_policy import OnPolicyAgent
@@ -38,7 +38,7 @@ from coterie.agents.ppo_advantages import standardise_advantages
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
 from coterie.agents.ppo_statistics import UpdateStatistics
 from coterie.agents.ppo_weights import LossWeights, loss_weights
-from coterie.agents.rollout import Batch, Rollout, as_sequences
+from coterie.agents.rollout import Batch, CriticBatch, Rollout, as_sequences, minibatches
 
 __all__ = ["MultiAgentPPO"]
 
@@ -72,7 +72,7 @@ class MultiAgentPPO(OnPolicyAgent):
                     settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
                     learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
                     if learner.value_preprocessor is not None:
-                        OutputKeeper(learner.value_preprocessor, learner.critics())  # for its checks
+                        OutputKeeper(learner.value_preprocessor, learner.value_models())  # for its checks
 
     def _optimizer_settings(self, uid: str) -> OptimizerSettings:
         value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
@@ -130,7 +130,11 @@ class MultiAgentPPO(OnPolicyAgent):
     # ---- the update ------------------------------------------------------------------------------------------------------
 
     def _update(self, timestep: int, timesteps: int) -> None:
-        due = [e for e in self.learners if self.learns(e) and timestep >= self.agent_cfg["learning_starts"][e.names[0]]]
+        learning = [learner for learner in self.learners if self.learns(learner)]
+        due = [e for e in learning if timestep >= self.agent_cfg["learning_starts"][e.names[0]]]
+        for learner in learning:
+            if learner not in due:
+                self._look_on(learner)
         for group in (group for learner in due for group in learner.groups):
             self._weights[group.names] = loss_weights(
                 lambda key, part, group=group: self.config_values(group, key, part, timestep, timesteps)  # type: ignore[misc]
@@ -141,12 +145,20 @@ class MultiAgentPPO(OnPolicyAgent):
             finally:
                 self.set_mode("eval")
 
+    @torch.no_grad()
+    def _look_on(self, learner: Learner) -> None:
+        """Take in a rollout that is not learned from: what recurrent critics remember belongs to the running episodes."""
+        moment = self._rollout_moment()
+        for critics in learner.critics:
+            if critics.batch.recurrent:
+                self._evaluate(critics, self._critic_rows(critics, moment))
+
     def _learn(self, learner: Learner, timestep: int, timesteps: int) -> None:
         """One update of the learner's parameter sets: targets, epochs of minibatches, normalisers."""
         assert learner.optimizers is not None
         leader = learner.names[0]
         epochs, parts = self.agent_cfg["learning_epochs"][leader], self.agent_cfg["mini_batches"][leader]
-        batches = self._batches(learner)
+        batches, seen = self._batches(learner)
         taking_part = self._taking_part(learner, batches)
         if not any(taking_part):
             return
@@ -154,9 +166,8 @@ class MultiAgentPPO(OnPolicyAgent):
         statistics = UpdateStatistics(learner)
         learner.optimizers.begin_update(timestep, timesteps, taking_part)
         for _ in range(epochs):
-            order = torch.randperm(batches[0].sequences, device=self.device)
-            for index in order.tensor_split(parts):
-                loss = self._loss(learner, [batch.take(index) for batch in batches], statistics)
+            for minibatch, its_seen in minibatches(batches, seen, parts):
+                loss = self._loss(learner, minibatch, self._values(learner, its_seen), statistics)
                 statistics.add_norm(learner.optimizers.step(loss))
             if not learner.optimizers.end_epoch(statistics.end_epoch()):
                 break
@@ -172,12 +183,26 @@ class MultiAgentPPO(OnPolicyAgent):
         # a learner of several sets has one group, ordered by set
         return agents.view(learner.num_sets, -1).any(dim=1).tolist()
 
-    def _loss(self, learner: Learner, batches: Sequence[Batch], statistics: UpdateStatistics) -> Tensor:
+    def _values(self, learner: Learner, seen: Sequence[CriticBatch]) -> dict[tuple[str, ...], Tensor]:
+        """What critics predict on one minibatch, ``[B, A or 1, 1]`` by group: each critic runs once."""
+        values: dict[tuple[str, ...], Tensor] = {}
+        for critics, part in zip(learner.critics, seen, strict=True):
+            networks = self.critic_networks[critics.names]
+            values |= critics.by_group(networks.values(CriticInput(part.states, part.present), part.recall)[0])
+        return values
+
+    def _loss(
+        self,
+        learner: Learner,
+        batches: Sequence[Batch],
+        values: Mapping[tuple[str, ...], Tensor],
+        statistics: UpdateStatistics,
+    ) -> Tensor:
         """The sum over parameter sets of the mean of a set's rows on one minibatch: sets have no parameters in common."""
         counts = [None if batch.mask is None else batch.mask.sum(dim=(0, 2)) for batch in batches]
         losses = torch.cat(
             [
-                self._losses(group, batch, count, statistics)
+                self._losses(group, batch, values[group.names], count, statistics)
                 for group, batch, count in zip(learner.groups, batches, counts, strict=True)
             ]
         )
@@ -188,84 +213,98 @@ class MultiAgentPPO(OnPolicyAgent):
         of_set = present.view(learner.num_sets, -1).sum(dim=1, keepdim=True).clamp_min(1)
         return (losses * (present.view(learner.num_sets, -1) / of_set).flatten()).sum()
 
-    def _losses(self, group: Group, batch: Batch, count: Tensor | None, statistics: UpdateStatistics) -> Tensor:
+    def _losses(
+        self, group: Group, batch: Batch, values: Tensor, count: Tensor | None, statistics: UpdateStatistics
+    ) -> Tensor:
         """Each agent's loss ``[A]`` on one minibatch, the mean over the rows that count."""
-
-        def mean(x: Tensor) -> Tensor:
-            return x.mean(dim=(0, 2)) if batch.mask is None else functional.masked_mean(x, batch.mask, (0, 2))
-
-        weights, networks = self._weights[group.names], self.networks[group.names]
-        distribution, _ = networks.distribution(batch.states, batch.action_masks, batch.policy_recall)
+        weights, networks, mask = self._weights[group.names], self.networks[group.names], batch.mask
+        distribution, _ = networks.distribution(batch.states, batch.action_masks, batch.recall)
         log_ratio = distribution.log_prob(batch.actions) - batch.log_prob
-        if (
-            batch.mask is not None
-        ):  # a ratio that is infinite where it does not count would have a gradient of 0 * infinity
-            log_ratio = torch.where(batch.mask, log_ratio, 0.0)
+        if mask is not None:  # a ratio that is infinite where it does not count would have a gradient of 0 * infinity
+            log_ratio = torch.where(mask, log_ratio, 0.0)
         with torch.set_grad_enabled(weights.explores):
-            entropy = mean(distribution.entropy())
-        values, _ = networks.values(CriticInput(batch.critic, batch.attendance), batch.value_recall)
-        policy_loss = mean(functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip))
-        value_loss = mean(
-            functional.clipped_value_loss(values, batch.values, batch.returns, weights.value_clip, weights.huber_delta)
+            entropy = distribution.entropy()
+        policy_loss = functional.clipped_surrogate_loss(log_ratio, batch.advantages, weights.ratio_clip)
+        value_loss = functional.clipped_value_loss(
+            values, batch.values, batch.returns, weights.value_clip, weights.huber_delta
         )
         with torch.no_grad():
-            kl = mean(functional.kl_estimate(log_ratio, self.agent_cfg["kl_estimator"][group.names[0]]))
-            clipped = mean(functional.is_clipped(log_ratio, weights.ratio_clip).float())
+            kl = functional.kl_estimate(log_ratio, self.agent_cfg["kl_estimator"][group.names[0]])
+            clipped = functional.is_clipped(log_ratio, weights.ratio_clip).float()
             std = distribution.std
-            if std is not None and batch.mask is not None:
-                std = mean(std.expand_as(distribution.mean)).view(1, -1, 1)
-        statistics.add(group, (policy_loss, value_loss, entropy, kl, clipped), count, std)
-        loss = policy_loss + weights.value_scale * value_loss
-        return loss - weights.entropy_scale * entropy if weights.explores else loss
+            if std is not None and mask is not None:
+                std = functional.masked_mean(std.expand_as(distribution.mean), mask, (0, 2)).view(1, -1, 1)
+        # where log-probabilities are not summed over the actions' dimensions, an action's loss is the mean of theirs
+        terms = (policy_loss, value_loss, entropy, kl, clipped)
+        rows = torch.cat([x if x.shape[-1] == 1 else x.mean(dim=-1, keepdim=True) for x in terms], dim=-1)
+        means = rows.mean(dim=0) if mask is None else functional.masked_mean(rows, mask, 0)
+        statistics.add(group, means, count, std)
+        of_policy, of_value, of_entropy = means.unbind(dim=-1)[:3]
+        loss = of_policy + weights.value_scale * of_value
+        return loss - weights.entropy_scale * of_entropy if weights.explores else loss
 
     # ---- what the epochs read --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _batches(self, learner: Learner) -> list[Batch]:
-        """Advantages and returns of the learner's groups, and what else its epochs read."""
+    def _batches(self, learner: Learner) -> tuple[list[Batch], list[CriticBatch]]:
+        """Advantages and returns of the learner's groups, what else its epochs read, and what its critics see in them."""
         moment = self._rollout_moment()
-        critics = [self._critic_rows(group, moment) for group in learner.groups]
-        evaluations = [
-            self._targets(learner, group, critic) for group, critic in zip(learner.groups, critics, strict=True)
-        ]
+        seen: list[CriticBatch] = []
+        values: dict[tuple[str, ...], Tensor] = {}
+        successors: dict[tuple[str, ...], Tensor] = {}
+        for critics in learner.critics:
+            rows = self._critic_rows(critics, moment)
+            evaluation = self._evaluate(critics, rows)
+            values |= critics.by_group(evaluation.values)
+            successors |= critics.by_group(evaluation.successors)
+            seen.append(self._critic_batch(critics, rows, evaluation.chunk_states))
+        for group in learner.groups:
+            self._targets(learner, group, values[group.names], successors[group.names])
         masks = self._counting(learner)
         self._standardise(learner, masks)
-        predicted = self._learn_returns(learner, evaluations, masks)
-        return [
-            self._batch(learner, group, critic, evaluation, values, mask)
-            for group, critic, evaluation, values, mask in zip(
-                learner.groups, critics, evaluations, predicted, masks, strict=True
-            )
+        predicted = self._learn_returns(learner, [values[group.names] for group in learner.groups], masks)
+        batches = [
+            self._batch(learner, group, old, mask)
+            for group, old, mask in zip(learner.groups, predicted, masks, strict=True)
         ]
+        return batches, seen
 
-    def _critic_rows(self, group: Group, moment: Moment) -> CriticInput:
-        critic = self.critic_inputs(group, moment)
-        return critic._replace(states=self.networks[group.names].critic_normalised(critic.states))
+    def _critic_rows(self, critics: CriticGroup, moment: Moment) -> CriticInput:
+        return self.critic_networks[critics.names].normalised(self.critic_inputs(critics, moment))
 
-    def _targets(self, learner: Learner, group: Group, critic: CriticInput) -> Evaluation:
-        """Work out a rollout's values, advantages and returns."""
-        rollout, weights = self._storage[group.names], self._weights[group.names]
-        state = self._critic_states.get(group.names)
-        evaluation = evaluate(self.networks[group.names], rollout, critic, state, self._over())
+    def _rollouts(self, critics: CriticGroup) -> list[Rollout]:
+        return [self._storage[group.names] for group in critics.groups]
+
+    def _evaluate(self, critics: CriticGroup, rows: CriticInput) -> Evaluation:
+        """Run critics over a rollout; recurrent ones go on from where they stood at the end of the last one."""
+        names = critics.names
+        networks, beyond = self.critic_networks[names], self._successors[names]
+        state = self._critic_states.get(names)
+        evaluation = evaluate(networks, self._rollouts(critics), rows, beyond, state, self._over())
         if evaluation.state is not None:
-            self._critic_states[group.names] = evaluation.state
-        values = self._denormalise(learner, evaluation.values)
+            self._critic_states[names] = evaluation.state
+        return evaluation
+
+    def _targets(self, learner: Learner, group: Group, predicted: Tensor, successors: Tensor) -> None:
+        """Work out a rollout's values, advantages and returns from what critics predict for its rows and their successors."""
+        rollout, weights = self._storage[group.names], self._weights[group.names]
+        values = self._denormalise(learner, predicted)
         terminated, truncated = rollout["terminated"], rollout["truncated"]
         bootstraps = torch.as_tensor(weights.bootstraps, device=self.device).bool()
         advantages, returns = functional.gae(
             rollout["rewards"],
             values,
-            self._denormalise(learner, evaluation.successors),
+            self._denormalise(learner, successors),
             terminated | (truncated & ~bootstraps),
             truncated,
             weights.discount,
             weights.gae_lambda,
             rollout.mask("active"),
+            rollout.active_next,
         )
         rollout["values"].copy_(values)
         rollout["returns"].copy_(returns)
         rollout["advantages"].copy_(advantages)
-        return evaluation
 
     def _counting(self, learner: Learner) -> list[Tensor | None]:
         """Which rows count, bool ``[T, E, A, 1]`` for each group, all None where all do: those in which an agent acts and
@@ -274,9 +313,10 @@ class MultiAgentPPO(OnPolicyAgent):
         masks: list[Tensor | None] = []
         for group in learner.groups:
             rollout = self._storage[group.names]
-            active = rollout.mask("active")
-            if active is not None:
-                following = rollout.active_next
+            active, following = rollout.mask("active"), rollout.active_next
+            # all may have acted in every row, and some wait after the last
+            if active is not None or following is not None:
+                active = torch.ones_like(rollout["terminated"]) if active is None else active
                 following = torch.ones_like(active[0]) if following is None else following
                 active = functional.outcome_known(active, rollout.ended(), following)
             masks.append(active)
@@ -300,61 +340,66 @@ class MultiAgentPPO(OnPolicyAgent):
             old.copy_(new)
 
     def _learn_returns(
-        self, learner: Learner, evaluations: Sequence[Evaluation], masks: Sequence[Tensor | None]
+        self, learner: Learner, predicted: Sequence[Tensor], masks: Sequence[Tensor | None]
     ) -> list[Tensor]:
         """Let the value normaliser learn from the returns, and from nothing else.
 
-        :return: the values ``[T, E, A, 1]`` as the critics would predict them now
+        :param predicted: the values ``[T, E, A, 1]`` that each group's critics predicted
+
+        :return: the values as they would predict them now
         """
-        predicted = [evaluation.values for evaluation in evaluations]
         stage = learner.value_preprocessor
         if stage is None:
-            return predicted
+            return list(predicted)
         rollouts = [self._storage[group.names] for group in learner.groups]
         returns = torch.cat([rollout.rows("returns") for rollout in rollouts], dim=1)
         counting = [mask.flatten(0, 1) for mask in masks if mask is not None]
-        outputs = OutputKeeper(stage, learner.critics())
+        outputs = OutputKeeper(stage, learner.value_models())
         stage(returns, train=True, mask=torch.cat(counting, dim=1) if counting else None)
         if not outputs.rescales:
-            return predicted
+            return list(predicted)
         outputs.rescale()
         return [outputs.renewed(values) for values in predicted]
 
-    def _batch(
-        self,
-        learner: Learner,
-        group: Group,
-        critic: CriticInput,
-        evaluation: Evaluation,
-        predicted: Tensor,
-        mask: Tensor | None,
-    ) -> Batch:
+    def _batch(self, learner: Learner, group: Group, predicted: Tensor, mask: Tensor | None) -> Batch:
         rollout, networks = self._storage[group.names], self.networks[group.names]
-        environments, length = rollout.memory.num_envs, rollout.length
-        returns = rollout.rows("returns")
+        length, returns = rollout.length, rollout.rows("returns")
+        states, recall = rollout.policy_states(), None
+        if states is not None:
+            recall = self._recall(states, rollout.ended(), rollout.mask("active"), length)
 
-        def cut(rows: Tensor) -> Tensor:
-            """``[T * E, ...]`` in sequences."""
-            return rows if length == 1 else as_sequences(rows.unflatten(0, (-1, environments)), length)
-
-        def cut_mask(steps: Tensor | None) -> Tensor | None:
-            return None if steps is None else as_sequences(steps, length)
+        def in_chunks(rows: Tensor) -> Tensor:
+            return self._in_chunks(rows, length)
 
         return Batch(
-            states=cut(networks.normalised(rollout.rows("states"))),
-            critic=cut(critic.states),
-            actions=cut(rollout.rows("actions")),
-            log_prob=cut(rollout.rows("log_prob")),
-            advantages=cut(rollout.rows("advantages")),
-            values=cut(predicted.flatten(0, 1)),
-            returns=cut(returns if learner.value_preprocessor is None else learner.value_preprocessor(returns)),
-            mask=cut_mask(mask),
+            states=in_chunks(networks.normalised(rollout.rows("states"))),
+            actions=in_chunks(rollout.rows("actions")),
+            log_prob=in_chunks(rollout.rows("log_prob")),
+            advantages=in_chunks(rollout.rows("advantages")),
+            values=in_chunks(predicted.flatten(0, 1)),
+            returns=in_chunks(returns if learner.value_preprocessor is None else learner.value_preprocessor(returns)),
+            mask=None if mask is None else as_sequences(mask, length),
             action_masks=self._allowed(rollout, length),
-            attendance=None if critic.attendance is None else cut(critic.attendance),
-            policy_recall=self._recall(rollout, rollout.policy_states()) if networks.remembers else None,
-            value_recall=self._recall(rollout, evaluation.chunk_states) if networks.critic_remembers else None,
+            recall=recall,
             length=length,
         )
+
+    def _critic_batch(self, critics: CriticGroup, rows: CriticInput, chunk_states: Tensor | None) -> CriticBatch:
+        rollouts = self._rollouts(critics)
+        length, recall = rollouts[0].length, None
+        if chunk_states is not None:
+            rules = memory_rules(self.critic_networks[critics.names], rollouts, self._over())
+            recall = self._recall(chunk_states, *rules, length)
+        return CriticBatch(
+            self._in_chunks(rows.states, length),
+            None if rows.present is None else self._in_chunks(rows.present, length),
+            recall,
+            length,
+        )
+
+    def _in_chunks(self, rows: Tensor, length: int) -> Tensor:
+        """``[T * E, ...]`` in sequences of ``length`` steps."""
+        return rows if length == 1 else as_sequences(rows.unflatten(0, (self.rollouts, -1)), length)
 
     def _allowed(self, rollout: Rollout, length: int) -> Tensor | None:
         masks = rollout.mask("action_masks")
@@ -367,20 +412,16 @@ class MultiAgentPPO(OnPolicyAgent):
         """Where the whole team's episode ended, bool ``[T, E, 1, 1]``."""
         return torch.cat([rollout.ended() for rollout in self._storage.values()], dim=2).all(dim=2, keepdim=True)
 
-    def _recall(self, rollout: Rollout, states: Tensor | None) -> Recall:
-        """What recurrent models are given to learn from the rollout's chunks."""
-        assert states is not None
-        own = states.shape[1] > 1 or len(rollout.names) == 1
-        ended = rollout.ended() if own else self._over()
+    def _recall(self, states: Tensor, ended: Tensor, active: Tensor | None, length: int) -> Recall:
+        """What recurrent models are given to learn from the rollout's chunks.
+
+        :param states: at the chunks' starts ``[C * E, A or 1, W]``
+        :param ended: after which rows states are zeroed, bool ``[T, E, A or 1, 1]``
+        :param active: in which rows they change, None for all
+        """
         starts = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
-        active = rollout.mask("active") if own else None
-        length = rollout.length
-        return Recall(
-            states,
-            as_sequences(starts, length),
-            None if active is None else as_sequences(active, length),
-            length,
-        )
+        changes = None if active is None else as_sequences(active, length)
+        return Recall(states, as_sequences(starts, length), changes, length)
 
     def _denormalise(self, learner: Learner, values: Tensor) -> Tensor:
         """Values ``[T, E, A, 1]`` on the scale of returns."""
@@ -399,9 +440,9 @@ class MultiAgentPPO(OnPolicyAgent):
         if not self._tracker.enabled:
             return
         explained = {}
-        for group in learner.groups:
+        for group, mask in zip(learner.groups, self._counting(learner), strict=True):
             rollout = self._storage[group.names]
             explained[group.names] = functional.explained_variance(
-                rollout["values"], rollout["returns"], (0, 1), rollout.mask("active")
+                rollout["values"], rollout["returns"], (0, 1), mask
             ).squeeze(-1)
         statistics.write(self.track_data, explained)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from coterie.agents.groups import Group, Learner
 
 __all__ = ["UpdateStatistics"]
 
-#: rows of the accumulated statistics and the tags they are written under
+#: columns of the accumulated statistics and the tags they are written under
 TAGS = (
     "Loss / Policy loss",
     "Loss / Value loss",
@@ -32,21 +32,20 @@ class UpdateStatistics:
     def __init__(self, learner: Learner) -> None:
         device = learner.storage.data.device
         self._learner = learner
-        self._sums = {g.names: torch.zeros(len(TAGS), g.size, device=device) for g in learner.groups}
+        self._sums = {g.names: torch.zeros(g.size, len(TAGS), device=device) for g in learner.groups}
         self._counts = {g.names: torch.zeros(g.size, device=device) for g in learner.groups}
         self._before = torch.zeros(2, len(learner.names), device=device)
         self._stds: dict[tuple[str, ...], Tensor] = {}
         self._norms: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, group: Group, terms: Sequence[Tensor], count: Tensor | None, std: Tensor | None) -> None:
+    def add(self, group: Group, means: Tensor, count: Tensor | None, std: Tensor | None) -> None:
         """Add a minibatch.
 
-        :param terms: each agent's mean ``[A]`` of what :data:`TAGS` names, in that order
+        :param means: each agent's mean of what :data:`TAGS` names, ``[A, tags]``
         :param count: number of rows that each mean is over ``[A]``; None where all agents have the same
         """
-        rows = torch.stack(list(terms))
-        self._sums[group.names] += rows if count is None else rows * count
+        self._sums[group.names] += means if count is None else means * count.unsqueeze(1)
         self._counts[group.names] += 1.0 if count is None else count
         if std is not None:
             self._stds[group.names] = std.detach()
@@ -58,7 +57,7 @@ class UpdateStatistics:
     def end_epoch(self) -> Tensor:
         """Mean KL divergence of the epoch, for each parameter set ``[S]``."""
         groups = self._learner.groups
-        kl = torch.cat([self._sums[group.names][KL] for group in groups])
+        kl = torch.cat([self._sums[group.names][:, KL] for group in groups])
         count = torch.cat([self._counts[group.names] for group in groups])
         total = torch.stack([kl, count])
         # a learner of several sets has one group, ordered by set
@@ -79,7 +78,7 @@ class UpdateStatistics:
             else []
         )
         for group in learner.groups:
-            rows = (self._sums[group.names] / self._counts[group.names].clamp_min(1.0)).tolist()
+            means = (self._sums[group.names] / self._counts[group.names].clamp_min(1.0).unsqueeze(1)).tolist()
             counted = (self._counts[group.names] > 0).tolist()
             fits = explained[group.names].tolist()
             std = self._stds.get(group.names)
@@ -87,8 +86,8 @@ class UpdateStatistics:
             for i, (uid, s) in enumerate(zip(group.names, group.sets, strict=True)):
                 if not counted[i]:  # it was absent throughout
                     continue
-                for tag, row in zip(TAGS, rows, strict=True):
-                    track(f"{tag} ({uid})", row[i])
+                for tag, mean in zip(TAGS, means[i], strict=True):
+                    track(f"{tag} ({uid})", mean)
                 track(f"Value / Explained variance ({uid})", fits[i])
                 track(f"Learning / Gradient norm ({uid})", norms[s])
                 track(f"Learning / Learning rate ({uid})", rates[s])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 import gymnasium
 import torch
@@ -13,10 +15,16 @@ from coterie.agents.group_networks import CriticInput, Recall, select_rows
 from coterie.agents.groups import Group
 from coterie.memories.base import Memory
 
-__all__ = ["Batch", "Cut", "Rollout", "as_sequences"]
+__all__ = ["Batch", "CriticBatch", "Rollout", "Successors", "Truncation", "as_sequences", "joined_mask", "minibatches"]
+
+SomeSequences = TypeVar("SomeSequences", bound="_Sequences")
 
 #: masks ``[T, E, A, n]`` that are stored from the first step on that has them, and what they are before it
 MASKS = ("active", "present", "action_masks")
+
+
+#: bytes of states up to which an epoch is shuffled as a whole: minibatches are then slices, for one copy of the rollout
+SHUFFLED_AT_ONCE = 2**26
 
 
 def as_sequences(x: Tensor, length: int) -> Tensor:
@@ -32,15 +40,45 @@ def as_sequences(x: Tensor, length: int) -> Tensor:
     return x.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
 
 
-@dataclass
-class Batch:
-    """Sequences of a rollout as an update sees them, rows ``[N, ...]`` or, of L > 1 steps each, ``[L, N, ...]``.
+class _Sequences:
+    """Sequences of a rollout as an update sees them, rows ``[N, ...]`` or, of L > 1 steps each, ``[L, N, ...]``."""
 
-    ``critic`` has one agent where all agents' critics see the same.
-    """
+    states: Tensor
+    length: int
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences N."""
+        return self.states.shape[0 if self.length == 1 else 1]
+
+    def take(self: SomeSequences, index: Tensor | slice) -> SomeSequences:
+        """The sequences of one minibatch, as rows ``[L * M, ...]`` in order of time; views, for a slice of single rows."""
+        return self._each(lambda x: select_rows(x, index, self.length), lambda recall: recall.take(index))
+
+    def shuffled(self: SomeSequences, order: Tensor) -> SomeSequences:
+        """All sequences in another order."""
+        dim = 0 if self.length == 1 else 1
+        return self._each(lambda x: x.index_select(dim, order), lambda recall: recall.shuffled(order))
+
+    def _each(
+        self: SomeSequences, of_tensor: Callable[[Tensor], Tensor], of_recall: Callable[[Recall], Recall]
+    ) -> SomeSequences:
+        changed = {}
+        for entry in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor):
+                value = of_tensor(value)
+            elif isinstance(value, Recall):
+                value = of_recall(value)
+            changed[entry.name] = value
+        return type(self)(**changed)
+
+
+@dataclass
+class Batch(_Sequences):
+    """What a group's agents did and what came of it, see :class:`_Sequences`."""
 
     states: Tensor  # [N, A, F], normalised
-    critic: Tensor  # [N, A or 1, F], normalised
     actions: Tensor  # [N, A, k], latent
     log_prob: Tensor  # [N, A, 1]
     advantages: Tensor  # [N, A, 1], standardised
@@ -48,33 +86,43 @@ class Batch:
     returns: Tensor  # [N, A, 1], on the scale of the critic's predictions
     mask: Tensor | None = None  # bool [N, A, 1], what counts; None for everything
     action_masks: Tensor | None = None  # bool [N, A, n]
-    attendance: Tensor | None = None  # bool [N, agents of the team]
-    policy_recall: Recall | None = None
-    value_recall: Recall | None = None
+    recall: Recall | None = None  # of recurrent policies
     length: int = 1
 
-    @property
-    def sequences(self) -> int:
-        """Number of sequences N."""
-        return self.states.shape[0 if self.length == 1 else 1]
 
-    def take(self, index: Tensor) -> Batch:
-        """The sequences of one minibatch, as rows ``[L * M, ...]`` in order of time."""
-        taken = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                value = select_rows(value, index, self.length)
-            elif isinstance(value, Recall):
-                value = value.take(index)
-            taken[field.name] = value
-        return Batch(**taken)
+@dataclass
+class CriticBatch(_Sequences):
+    """What the critics of a critic group see, see :class:`_Sequences`; one agent where it is the same for all."""
+
+    states: Tensor  # [N, A or 1, F], normalised
+    present: Tensor | None = None  # bool [N, agents of the team]
+    recall: Recall | None = None  # of recurrent critics
+    length: int = 1
+
+
+def minibatches(
+    batches: Sequence[Batch], seen: Sequence[CriticBatch], parts: int
+) -> Iterator[tuple[list[Batch], list[CriticBatch]]]:
+    """The minibatches of one epoch, shuffled anew.
+
+    :param batches: those of a learner's groups
+    :param seen: those of its critics
+    :param parts: number of minibatches, which differ by one sequence at most
+    """
+    order = torch.randperm(batches[0].sequences, device=batches[0].states.device)
+    pieces: Sequence[Tensor | slice] = order.tensor_split(parts)
+    if sum(part.states.nbytes for part in (*batches, *seen)) <= SHUFFLED_AT_ONCE:
+        batches, seen = [batch.shuffled(order) for batch in batches], [part.shuffled(order) for part in seen]
+        ends = list(itertools.accumulate(map(len, order.tensor_split(parts)), initial=0))
+        pieces = [slice(start, end) for start, end in itertools.pairwise(ends)]
+    for piece in pieces:
+        yield [batch.take(piece) for batch in batches], [part.take(piece) for part in seen]
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Where a time limit struck: at ``row``, in the environments ``envs`` ``[N]``, the ``agents`` (bool ``[N, A, 1]``);
-    ``critic`` is what critics saw last.
+class Truncation:
+    """Where a time limit struck: at ``row``, in the environments ``envs`` ``[N]``, the ``agents`` (bool ``[N, A, 1]``) of a
+    critic group; ``critic`` is what its critics saw last.
     """
 
     row: int
@@ -83,11 +131,20 @@ class Cut:
     agents: Tensor
 
 
-class Rollout:
-    """Storage ``[T, E, A, ...]`` of one group, and the critics' inputs at successors that are no rows of it.
+@dataclass
+class Successors:
+    """What critics of a critic group see at successors that are no rows of the rollout.
 
     The successor of a step is the next row's state, but for two: that of the last row, and those of steps at which a time
     limit cut an episode short, where the next row already shows another episode.
+    """
+
+    last: CriticInput | None = None
+    truncations: list[Truncation] = field(default_factory=list)
+
+
+class Rollout:
+    """Storage ``[T, E, A, ...]`` of one group.
 
     :param group: whose rollout it is
     :param rows: number of steps T
@@ -113,8 +170,6 @@ class Rollout:
         for name in ("rewards", "values", "returns", "advantages"):
             self.memory.create_tensor(name, (agents, 1))
         self._policy_states: list[Tensor] = []  # [E, A, W] at the start of each chunk
-        self.cuts: list[Cut] = []
-        self.last: CriticInput | None = None
         #: who acts on the states after the last row, bool [E, A, 1]; None for everyone
         self.active_next: Tensor | None = None
 
@@ -176,5 +231,13 @@ class Rollout:
 
     def clear(self) -> None:
         """Forget what is kept beside the storage, which is written over."""
-        self.cuts.clear()
         self._policy_states.clear()
+
+
+def joined_mask(rollouts: Sequence[Rollout], name: str) -> Tensor | None:
+    """A mask ``[T, E, A, 1]`` of several groups side by side; None where none of them has it."""
+    masks = [rollout.mask(name) for rollout in rollouts]
+    if all(mask is None for mask in masks):
+        return None
+    everywhere = (torch.ones_like(rollout["terminated"]) for rollout in rollouts)
+    return torch.cat([ones if mask is None else mask for mask, ones in zip(masks, everywhere, strict=True)], dim=2)

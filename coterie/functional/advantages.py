@@ -19,6 +19,7 @@ def gae(
     discount: float | Tensor,
     gae_lambda: float | Tensor,
     active: Tensor | None = None,
+    active_next: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
 
@@ -42,6 +43,13 @@ def gae(
     Advantages of the other rows are 0 and their returns the values; whatever they hold besides rewards and ends (and
     ``next_values`` in row e) has no effect. What is earned between an end and the next own action belongs to no action.
 
+    With ``active_next``, the last action of an agent that does not act on the state after the last row is open, unless an
+    end follows it (:func:`outcome_known`): more of its reward may be still to come. What it earned so far then has no
+    effect, its advantage is 0, and the recursion ends before it. With u the row of an open action::
+
+        delta_t = sum(r_t .. r_{u-1}) + discount * V(s_u) - V(s_t)
+        A_t     = delta_t
+
     What describes the whole team may leave the agent dimension out: with values ``[..., A, 1]`` of at least three
     dimensions, ``rewards``, ``terminated`` and ``truncated`` may be ``[..., A, 1]``, ``[..., 1, 1]`` or ``[..., 1]``
     (one dimension fewer), and count for each agent.
@@ -55,10 +63,11 @@ def gae(
     :param discount: a number, or a tensor that broadcasts to ``[...]`` (one discount per agent, say)
     :param gae_lambda: as ``discount``
     :param active: bool ``[T, ...]``, where agents acted; None where all of them did, in every row
+    :param active_next: bool ``[...]``, whether they act on the state after the last row; None where all do
 
     :return: advantages and returns, each ``[T, ...]``
 
-    :raises ValueError: the tensors differ in shape, or ``active`` is not bool
+    :raises ValueError: the tensors differ in shape, or a mask is not bool
     """
     shape = values.shape
     rewards = _per_agent("rewards", rewards, shape)
@@ -67,16 +76,17 @@ def gae(
     _check_shape("next_values", next_values, shape)
     done = terminated | truncated
     weight = (~done).to(values.dtype) * (discount * gae_lambda)
-    if active is None:
+    if active is None and active_next is None:
         deltas = torch.where(terminated, rewards, rewards + discount * next_values) - values
         advantages = backward_scan(deltas, weight)
         return advantages, advantages + values
-    _check_mask("active", active, shape)
+    active = torch.ones_like(done) if active is None else _check_mask("active", active, shape)
+    known = active if active_next is None else outcome_known(active, done, active_next)
     own, following = _between_own_actions(rewards, values, next_values, terminated, done, active)
-    deltas = torch.where(active, own + discount * following - values, 0.0)
+    deltas = torch.where(known, own + discount * following - values, 0.0)
     # rows between two own actions hand the later one's advantage on as it is
     weight = torch.where(active | done, weight, 1.0)
-    advantages = torch.where(active, backward_scan(deltas, weight), 0.0)
+    advantages = torch.where(known, backward_scan(deltas, weight), 0.0)
     return advantages, advantages + values
 
 
@@ -90,6 +100,7 @@ def multi_agent_gae(
     gae_lambda: float | Tensor,
     active: Tensor | None = None,
     time_dim: int = -3,
+    active_next: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`gae` for tensors ``[..., T, A, 1]`` with time anywhere before the agents; needs nothing else of this library.
 
@@ -111,6 +122,8 @@ def multi_agent_gae(
     :param gae_lambda: as ``discount``
     :param active: bool ``[..., T, A, 1]``, where agents acted, see :func:`gae`; None where all of them did, in every row
     :param time_dim: the dimension of T in ``values``
+    :param active_next: bool, the values' shape without T, whether agents act on the state after the last row; None where
+        all do
 
     :return: advantages and returns, each ``[..., T, A, 1]``
 
@@ -134,6 +147,7 @@ def multi_agent_gae(
         discount,
         gae_lambda,
         None if active is None else _check_mask("active", active, shape).movedim(time, 0),
+        active_next,
     )
     return advantages.movedim(0, time), returns.movedim(0, time)
 

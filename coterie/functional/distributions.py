@@ -56,10 +56,10 @@ def tanh_log_derivative(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _hermite_on(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss-Hermite quadrature for means under the standard normal."""
-    points, weights = np.polynomial.hermite_e.hermegauss(16)
-    nodes = torch.tensor(points, dtype=dtype, device=device)
-    return nodes, torch.tensor(weights / weights.sum(), dtype=dtype, device=device)
+    """Gauss-Hermite quadrature under a normal: ``[-2, -2 z]`` for each node z, and the nodes' weights."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(16)
+    lines = torch.tensor(np.stack([np.full_like(nodes, -2.0), -2.0 * nodes], axis=1), dtype=dtype, device=device)
+    return lines, torch.tensor(weights / weights.sum(), dtype=dtype, device=device)
 
 
 def tanh_normal_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
@@ -68,10 +68,11 @@ def tanh_normal_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
     ``H[tanh(u)] = H[u] + E[log(1 - tanh(u)^2)]``. The expectation has no closed form; it is taken by Gauss-Hermite
     quadrature with 16 nodes, so that the result is deterministic and differentiable.
     """
-    nodes, weights = _hermite_on(mean.dtype, mean.device)
+    lines, weights = _hermite_on(mean.dtype, mean.device)
     # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)), and the mean of u is known
-    softened = softplus(-2.0 * torch.addcmul(mean.unsqueeze(-1), log_std.exp().unsqueeze(-1), nodes)) @ weights
-    return normal_entropy(log_std) + 2.0 * (_LOG_TWO - mean - softened)
+    doubled = lines @ torch.stack([mean.flatten(), log_std.exp().expand_as(mean).flatten()])  # -2u at each node
+    softened = (weights @ softplus(doubled)).view_as(mean)
+    return normal_entropy(log_std) - 2.0 * (mean + softened - _LOG_TWO)
 
 
 def categorical_log_prob(log_probs: Tensor, actions: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ def clipped_surrogate_loss(
     """
     low, high = ratio_clip if isinstance(ratio_clip, tuple) else (ratio_clip, ratio_clip)
     ratio = log_ratio.exp()
-    gain, bounded = ratio * advantages, _clamp(ratio, 1.0 - low, 1.0 + high) * advantages
-    # a minimum as a choice: its gradient costs a third of that of torch.minimum, which shares it out at ties
+    gain = ratio * advantages
+    # where the bounded gain is smaller, the ratio is at a bound, and has no gradient
+    bounded = _clamp(ratio.detach(), 1.0 - low, 1.0 + high) * advantages
     return -torch.where(gain <= bounded, gain, bounded)
 
 
@@ -56,7 +57,9 @@ def clipped_value_loss(
     """
     if isinstance(value_clip, float) and math.isinf(value_clip):
         return _error_loss(returns - values, huber_delta)
-    near = old_values + _clamp(values - old_values, -value_clip, value_clip)
+    # values within the bounds stay what they are to the last bit, so that where the bounded loss is larger the value is at a
+    # bound, and has no gradient
+    near = torch.clamp(values.detach(), old_values - value_clip, old_values + value_clip)
     error, bounded = _error_loss(returns - values, huber_delta), _error_loss(returns - near, huber_delta)
     return torch.where(error >= bounded, error, bounded)
 

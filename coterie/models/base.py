@@ -44,8 +44,8 @@ class Model(nn.Module):
     #: True where ``compute`` reads ``inputs["agent_id"]``, a one-hot ``[B, agents of the team]``
     uses_agent_id: bool = False
     #: True where ``compute`` returns a value for every agent of the team, ``[B, agents of the team]``, from all agents'
-    #: observations together, one row for each environment; ``inputs["active"]``, bool ``[B, agents of the team]`` or None, says
-    #: who takes part
+    #: observations together, one row for each environment; ``inputs["present"]``, bool ``[B, agents of the team]`` or None,
+    #: says who is there
     values_per_agent: bool = False
 
     def __init__(

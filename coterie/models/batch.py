@@ -84,6 +84,11 @@ class ModelBatch:
         """Number of steps that gradients flow through; 1 for feed-forward models."""
         return 1 if self._recurrence is None else self._recurrence.sequence_length
 
+    @property
+    def one_for_all(self) -> bool:
+        """Whether one model serves all agents and does not tell them apart: what all see alike it sees once."""
+        return self.mode == "single" and not self.uses_agent_id
+
     def initial_state(self, rows: int, agents: int) -> Tensor:
         """States before the first step of an episode: zeros ``[rows, As, W]``.
 
@@ -98,7 +103,7 @@ class ModelBatch:
         return torch.zeros(rows, self._state_agents(agents), self.state_width, dtype=dtype, device=device)
 
     def _state_agents(self, agents: int) -> int:
-        return 1 if agents == 1 and self.mode == "single" and not self.uses_agent_id else len(self.models)
+        return 1 if agents == 1 and self.one_for_all else len(self.models)
 
     def _choose(self, storage: FlatParameters) -> str:
         if len(self.unique) == 1:
@@ -162,12 +167,12 @@ class ModelBatch:
             return False
         return True
 
-    def __call__(self, states: Tensor, active: Tensor | None = None) -> tuple[Tensor, ...]:
+    def __call__(self, states: Tensor, present: Tensor | None = None) -> tuple[Tensor, ...]:
         """Compute the role's outputs.
 
         :param states: ``[B, A, F]``, or ``[B, 1, F]`` where all agents see the same
-        :param active: bool ``[B, agents of the team]``, who takes part, for models with ``values_per_agent``; without effect
-            on others
+        :param present: bool ``[B, agents of the team]``, who is there, for models with ``values_per_agent``; without effect on
+            others
 
         :return: the tensors that ``compute`` returns, each ``[B, A, n]``; 1 in place of B or A where entries along that
             dimension are equal (a parameter, or a single model that gives all agents the same value)
@@ -177,18 +182,24 @@ class ModelBatch:
         if self._recurrence is not None:
             raise TypeError(f"{type(self.unique[0]).__name__} is recurrent: call unroll, which takes its states")
         if self._of_team:
-            return (self._team_values(states, active),)
+            return (self._team_values(states, present),)
         if self.mode == "single":
             return self._single(states)
-        agents = len(self.models)
         if self.mode == "loop":
-            return self._loop(states.expand(-1, agents, -1))
+            return self._loop(states)
         batch = states.shape[0]
-        inputs = {"states": self._to_models(states)}
         if self.uses_agent_id:
-            inputs["agent_id"] = self._to_models(self._agent_ids.expand(batch, -1, -1))
-        outputs = self._plan(inputs) if self._plan is not None else self._run_vmap(inputs)
-        return tuple(self._from_models(output, batch) for output in outputs)
+            ids = self._to_models(self._agent_ids.expand(batch, -1, -1))
+            inputs = {"states": self._to_models(states), "agent_id": ids}
+        elif states.shape[1] == 1:  # each model sees once what its agents see alike
+            outputs = self._stacked({"states": states.transpose(0, 1).expand(len(self.unique), -1, -1)})
+            return tuple(self._to_agents(output) for output in outputs)
+        else:
+            inputs = {"states": self._to_models(states)}
+        return tuple(self._from_models(output, batch) for output in self._stacked(inputs))
+
+    def _stacked(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return self._plan(inputs) if self._plan is not None else self._run_vmap(inputs)
 
     def _are_of_team(self) -> bool:
         of_team = [model.values_per_agent for model in self.unique]
@@ -200,7 +211,7 @@ class ModelBatch:
             )
         return any(of_team)
 
-    def _team_values(self, states: Tensor, active: Tensor | None) -> Tensor:
+    def _team_values(self, states: Tensor, present: Tensor | None) -> Tensor:
         """The columns ``[B, A, 1]`` of these agents in what critics of the whole team return."""
         batch, rows, team = states.shape[0], states.shape[1], self._agent_ids.shape[1]
         if rows != 1:
@@ -209,7 +220,7 @@ class ModelBatch:
             )
         by_model: dict[Model, Tensor] = {}
         for model in self.unique:
-            values = computed_tensors(model.compute({"states": states[:, 0], "active": active}, self.role), model)[0]
+            values = computed_tensors(model.compute({"states": states[:, 0], "present": present}, self.role), model)[0]
             if values.shape != (batch, team):
                 raise ValueError(
                     f"{type(model).__name__}.compute returned a tensor of shape {list(values.shape)}: expected a value "
@@ -320,15 +331,17 @@ class ModelBatch:
         for model in self.unique:
             mine = [i for i, other in enumerate(self.models) if other is model]
             whole = len(mine) == len(self.models)
-            own = states if whole else states[:, mine]
-            batch = own.shape[0]
-            inputs: dict[str, Any] = {"states": own.reshape(batch * len(mine), -1)}
+            own = states if whole or states.shape[1] == 1 else states[:, mine]
             if model.uses_agent_id:
-                inputs["agent_id"] = self._agent_ids[mine].expand(batch, -1, -1).reshape(batch * len(mine), -1)
+                own = own.expand(-1, len(mine), -1)
+            batch, agents = own.shape[:2]  # 1 agent where all see alike, and the model need not run for each of its own
+            inputs: dict[str, Any] = {"states": own.reshape(batch * agents, -1)}
+            if model.uses_agent_id:
+                inputs["agent_id"] = self._agent_ids[mine].expand(batch, -1, -1).reshape(batch * agents, -1)
             tensors = computed_tensors(model.compute(inputs, self.role), model)
-            for tensor in _with_rows(tensors, batch * len(mine), model):
-                rows = tensor.expand(batch * len(mine), -1)
-                for i, column in zip(mine, rows.unflatten(0, (batch, len(mine))).unbind(1), strict=True):
+            for tensor in _with_rows(tensors, batch * agents, model):
+                rows = tensor.expand(batch * agents, -1).unflatten(0, (batch, agents)).expand(-1, len(mine), -1)
+                for i, column in zip(mine, rows.unbind(1), strict=True):
                     outputs[i].append(column)
         return tuple(torch.stack(columns, dim=1) for columns in zip(*outputs, strict=True))
 
@@ -352,12 +365,15 @@ class ModelBatch:
             return tensor.transpose(0, 1).expand(models, -1, -1)
         return tensor.expand(-1, models * share, -1).unflatten(1, (models, share)).transpose(0, 1).flatten(1, 2)
 
+    def _to_agents(self, tensor: Tensor) -> Tensor:
+        """``[K, B or 1, n]`` to ``[B or 1, A, n]``, where a model's agents have one output in common."""
+        shared = tensor if self._share == 1 else tensor.repeat_interleave(self._share, dim=0)
+        return shared.transpose(0, 1)
+
     def _from_models(self, tensor: Tensor, batch: int) -> Tensor:
         """``[K, B*m or 1, n]`` to ``[B or 1, A, n]``."""
-        if self._share == 1:
-            return tensor.transpose(0, 1)
-        if tensor.shape[1] == 1 and batch * self._share != 1:
-            return tensor.repeat_interleave(self._share, dim=0).transpose(0, 1)
+        if self._share == 1 or tensor.shape[1] == 1:
+            return self._to_agents(tensor)
         return tensor.unflatten(1, (batch, self._share)).transpose(0, 1).flatten(1, 2)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Distribution",
+    "Interval",
     "MultiCategorical",
     "Normal",
     "TanhNormal",
@@ -190,31 +191,38 @@ class Normal(Distribution):
         return self._log_std.exp()
 
 
+class Interval:
+    """Bounds ``[n]`` of squashed actions, and what follows from them; made once, for all distributions within them."""
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        self.center = (high + low) / 2.0
+        self.half_range = (high - low) / 2.0
+        self.log_half_range = self.half_range.log()
+
+
 class TanhNormal(Normal):
-    """Normals squashed by tanh into ``bounds``; latent actions are those before the squashing.
+    """Normals squashed by tanh into an interval; latent actions are those before the squashing.
 
     With ``a = low + (high - low) (tanh(u) + 1) / 2`` the density of ``a`` is that of ``u`` over ``da/du``.
     """
 
-    def __init__(self, mean: Tensor, log_std: Tensor, bounds: tuple[Tensor, Tensor], reduction: str = "sum") -> None:
-        super().__init__(mean, log_std, bounds, reduction)
-        low, high = bounds
-        self._half_range = (high - low) / 2.0
-        self._center = (high + low) / 2.0
+    def __init__(self, mean: Tensor, log_std: Tensor, interval: Interval, reduction: str = "sum") -> None:
+        super().__init__(mean, log_std, None, reduction)
+        self._interval = interval
 
     def log_prob(self, latent: Tensor) -> Tensor:
         density = normal_log_prob(latent, self._mean, self._log_std)
-        return _reduce(density - tanh_log_derivative(latent) - self._half_range.log(), self._reduction)
+        return _reduce(density - tanh_log_derivative(latent) - self._interval.log_half_range, self._reduction)
 
     def entropy(self) -> Tensor:
         squashed = tanh_normal_entropy(self._mean, self._log_std.expand_as(self._mean))
-        return _reduce(squashed + self._half_range.log(), self._reduction)
+        return _reduce(squashed + self._interval.log_half_range, self._reduction)
 
     def actions(self, latent: Tensor) -> Tensor:
-        return self._center + self._half_range * torch.tanh(latent)
+        return self._interval.center + self._interval.half_range * torch.tanh(latent)
 
     def latent(self, actions: Tensor) -> Tensor:
-        unit = (actions - self._center) / self._half_range
+        unit = (actions - self._interval.center) / self._interval.half_range
         edge = 1.0 - torch.finfo(unit.dtype).eps  # atanh(1) is infinite
         return torch.atanh(unit.clamp(-edge, edge))
 

@@ -40,6 +40,11 @@ def _hidden(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return sigmoid_tanh(torch.addmm(bias, x, weight.t()), inplace=True)
 
 
+def _outer(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad^T x``; the other way round it takes oneDNN two thirds of the time for few inputs."""
+    return torch.mm(x.t(), grad).t() if x.shape[1] < grad.shape[1] else torch.mm(grad.t(), x)
+
+
 class _LowPerceptron(torch.autograd.Function):
     """``x -> W_n tanh(... tanh(W_1 x + b_1) ...) + b_n``; products in bfloat16, all else as autocast has it."""
 
@@ -60,7 +65,7 @@ class _LowPerceptron(torch.autograd.Function):
         grad = grads[0].to(torch.bfloat16)
         gradients: list[Tensor | None] = []
         for i in reversed(range(len(weights))):
-            gradients += [grad.sum(dim=0).float(), torch.mm(grad.t(), inputs[i]).float()]
+            gradients += [grad.sum(dim=0).float(), _outer(grad, inputs[i]).float()]
             if i > 0:
                 grad = torch.mm(grad, weights[i])
                 grad = torch.ops.aten.tanh_backward.grad_input(grad, inputs[i], grad_input=grad)

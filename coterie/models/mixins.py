@@ -16,6 +16,7 @@ from coterie.models.distributions import (
     Bernoulli,
     Categorical,
     Distribution,
+    Interval,
     MultiCategorical,
     Normal,
     TanhNormal,
@@ -215,13 +216,13 @@ class TanhGaussianMixin(GaussianMixin):
         bounds = self.box_bounds()
         if bounds is None or not all(bool(torch.isfinite(bound).all()) for bound in bounds):
             raise ValueError(f"a tanh-squashed Gaussian needs a bounded Box action space, got {self.action_space}")
-        self._tanh_bounds = bounds
+        self._interval = Interval(*bounds)
 
     def make_distribution(
         self, tensors: Sequence[Tensor], action_masks: Tensor | None = None, std: float | Tensor | None = None
     ) -> Distribution:
         mean, log_std = self._parameters_of(tensors, action_masks, std)
-        return TanhNormal(mean, log_std, self._tanh_bounds, self._reduction)
+        return TanhNormal(mean, log_std, self._interval, self._reduction)
 
 
 class CategoricalMixin(StochasticMixin):

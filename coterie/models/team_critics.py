@@ -34,7 +34,7 @@ class TeamValue(DeterministicMixin):
     """Values of all agents of a team ``[B, A]`` from their observations, one after the other, ``[B, sum of sizes]``.
 
     Agents of equal observation spaces are of one kind. An agent's observation is embedded by the network of its kind; what
-    the others embed is pooled; the head of its kind makes a value of the two. Agents that are not active are left out of
+    the others embed is pooled; the head of its kind makes a value of the two. Agents that are not present are left out of
     the pool, whatever they observe, and their own values mean nothing.
 
     A state dict can be loaded into a critic for another number of agents of the same kinds (named in the same order).
@@ -111,28 +111,30 @@ class TeamValue(DeterministicMixin):
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
         """Values ``[B, A]`` of ``inputs["states"]`` ``[B, sum of sizes]``.
 
-        :raises ValueError: another number of columns, or ``inputs["active"]`` that is not ``[B, A]``
+        :raises ValueError: another number of columns, or ``inputs["present"]`` that is not ``[B, A]``
         """
-        states, active = inputs["states"], inputs.get("active")
+        states, present = inputs["states"], inputs.get("present")
         agents = sum(self._counts)
-        if states.shape[-1] != self.num_observations or (active is not None and active.shape != (len(states), agents)):
+        if states.shape[-1] != self.num_observations or (
+            present is not None and present.shape != (len(states), agents)
+        ):
             raise ValueError(
-                f"expected all observations of {agents} agents [B, {self.num_observations}] and active [B, {agents}], got "
-                f"{list(states.shape)} and {None if active is None else list(active.shape)}"
+                f"expected all observations of {agents} agents [B, {self.num_observations}] and present [B, {agents}], got "
+                f"{list(states.shape)} and {None if present is None else list(present.shape)}"
             )
         if not self._in_order:
             states = states[:, self.columns]
-            active = None if active is None else active[:, self.by_kind]
-        own = self._embedded(states, active)
-        pooled = self._attended(own, active) if self.pooling == "attention" else _mean_of_others(own, active)
+            present = None if present is None else present[:, self.by_kind]
+        own = self._embedded(states, present)
+        pooled = self._attended(own, present) if self.pooling == "attention" else _mean_of_others(own, present)
         parts = torch.cat([own, pooled], dim=-1).split(self._counts, dim=1)
         values = torch.cat([head(part) for head, part in zip(self.value_heads, parts, strict=True)], dim=1).squeeze(-1)
         return values if self._in_order else values[:, self.by_team], {}
 
-    def _embedded(self, states: Tensor, active: Tensor | None) -> Tensor:
-        """Embeddings ``[B, A, D]``, agents by kind; zeros go in for those that are not active."""
+    def _embedded(self, states: Tensor, present: Tensor | None) -> Tensor:
+        """Embeddings ``[B, A, D]``, agents by kind; zeros go in for those that are not present."""
         widths = [count * size for count, size in zip(self._counts, self._sizes, strict=True)]
-        masks = [None] * len(widths) if active is None else active.unsqueeze(-1).split(self._counts, dim=1)
+        masks = [None] * len(widths) if present is None else present.unsqueeze(-1).split(self._counts, dim=1)
         parts = []
         for part, mask, size, embed in zip(
             states.split(widths, dim=-1), masks, self._sizes, self.embeddings, strict=True
@@ -142,14 +144,14 @@ class TeamValue(DeterministicMixin):
             parts.append(embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
         return torch.cat(parts, dim=1)
 
-    def _attended(self, x: Tensor, active: Tensor | None) -> Tensor:
-        """What each agent's attention gathers ``[B, A, D]`` from those who are active and from itself."""
+    def _attended(self, x: Tensor, present: Tensor | None) -> Tensor:
+        """What each agent's attention gathers ``[B, A, D]`` from those who are present and from itself."""
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
         mask = None
-        if active is not None:  # an agent always sees itself: a softmax over nobody is not a number
-            mask = (active.unsqueeze(1) | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)).unsqueeze(1)
+        if present is not None:  # an agent always sees itself: a softmax over nobody is not a number
+            mask = (present.unsqueeze(1) | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)).unsqueeze(1)
         gathered = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return gathered.transpose(1, 2).flatten(2)
 
@@ -159,11 +161,11 @@ class TeamValue(DeterministicMixin):
         ]
 
 
-def _mean_of_others(x: Tensor, active: Tensor | None) -> Tensor:
-    """For each agent the mean ``[B, A, D]`` of the other active agents' ``x``; zeros where there is none."""
-    if active is None:
+def _mean_of_others(x: Tensor, present: Tensor | None) -> Tensor:
+    """For each agent the mean ``[B, A, D]`` of the other present agents' ``x``; zeros where there is none."""
+    if present is None:
         return (x.sum(dim=1, keepdim=True) - x) / max(x.shape[1] - 1, 1)
-    counted = active.unsqueeze(-1).to(x.dtype)
+    counted = present.unsqueeze(-1).to(x.dtype)
     x = x * counted
     others = (counted.sum(dim=1, keepdim=True) - counted).clamp_min(1.0)
     return (x.sum(dim=1, keepdim=True) - x) / others

@@ -220,7 +220,10 @@ class SequentialTrainer:
             states = next_states
             if not training:  # what training is told by record_transition
                 names = env.possible_agents
-                ended = stack_agents(terminated, names) | stack_agents(truncated, names)
+                ended = (_columns(terminated, names) | _columns(truncated, names)).unsqueeze(-1)
+                present = masks.present(names)
+                if present is not None:  # an absent agent's end means nothing until the whole episode is over
+                    ended = ended & (present | ended.all(dim=1, keepdim=True))
                 infos = {**infos, "episode_starts": AgentTensors.single(names, ended)}
 
 

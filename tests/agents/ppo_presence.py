@@ -17,7 +17,10 @@ from tests.agents.ppo_reference_time import ABSENT, ACTIVE, WAITING
 Endings = Mapping[str, Sequence[tuple[int, int]]]
 
 #: what happens to an environment whose episode does not end
-GOING_ON = (None, "first", "cut")
+GOING_ON = (None, "first", "cut", "parted")
+
+#: styles of lives in which agents are absent
+LIVES = ("lives", "leaves")
 
 
 @dataclass
@@ -32,6 +35,14 @@ class Plan:
         """Bool ``[E, 1]``."""
         return torch.tensor([[s == status] for s in self.status[uid][k]])
 
+    def gone(self, uid: str, k: int) -> Tensor:
+        """Where an agent is absent, and was not cut off just before: then it is shown once more. Bool ``[E, 1]``."""
+        absent = self.mask(ABSENT, uid, k)
+        if k == 0:
+            return absent
+        cut = torch.tensor(self.truncated[uid][k - 1]).unsqueeze(-1)
+        return absent & ~(cut & ~self.mask(ABSENT, uid, k - 1) & ~self.over(k - 1))
+
     def over(self, k: int) -> Tensor:
         """Where all agents are done, bool ``[E, 1]``."""
         done = [torch.tensor(self.terminated[uid][k]) | torch.tensor(self.truncated[uid][k]) for uid in self.status]
@@ -44,12 +55,14 @@ def make_plan(
     """Make up lives.
 
     Flags of absent agents are drawn at random, but that all are done where an episode ends. An agent that is absent then
-    was done before, or did nothing in that episode: otherwise nobody could know what became of it.
+    was done before, or did nothing in that episode, but for lives of the style "leaves".
 
     :param endings: of each rollout: for all agents by "terminated", "truncated" or "both", or for every other agent by
-        either ("mixed"), or for every other agent alone by either ("first" and "cut"), while the others go on
+        either ("mixed"), or for every other agent alone by either ("first" and "cut"), while the others go on, or for the
+        first agent by the second and for the second by the first, while the others go on ("parted")
     :param style: "present": all act always. "lives": agents arrive late, miss steps, wait, and die. "turns": one acts, the
-        others wait. "waits": agents act or wait at random, and all are there
+        others wait. "waits": agents act or wait at random, and all are there. "leaves": lives in which an agent may also be
+        absent when an episode ends that it acted in, without ever having been done
     """
     draw = random.Random(seed)
     steps = len(endings) * T
@@ -64,10 +77,10 @@ def make_plan(
             if fresh:
                 fresh, age = False, draw.randrange(len(names)) if style == "turns" else 0
                 dead, acted = set(), set()
-                arrival = {uid: draw.choice([0, 0, 0, 0, 1, 2]) if style == "lives" else 0 for uid in names}
+                arrival = {uid: draw.choice([0, 0, 0, 0, 1, 2]) if style in LIVES else 0 for uid in names}
             kind = ends.get((k, e))
             status = _status(names, style, age, dead, arrival, draw)
-            if kind not in GOING_ON:
+            if kind not in GOING_ON and style != "leaves":
                 for uid in names:
                     if status[uid] == ABSENT and uid in acted - dead:
                         status[uid] = WAITING
@@ -82,14 +95,19 @@ def make_plan(
                 even = i % 2 == 0
                 terminated = kind in ("terminated", "both") or (kind in ("mixed", "first") and even)
                 truncated = kind in ("truncated", "both") or (kind == "mixed" and not even) or (kind == "cut" and even)
+                if kind == "parted":
+                    truncated, terminated = i == 0, i == 1
                 if uid not in here and kind in GOING_ON:
                     terminated, truncated = draw.random() < 0.4, draw.random() < 0.4
                 plan.terminated[uid][k].append(terminated)
                 plan.truncated[uid][k].append(truncated)
-            if kind is None and style == "lives" and len(here) > 1 and draw.random() < 0.25:
+            if kind is None and style in LIVES and len(here) > 1 and draw.random() < 0.25:
                 dies = draw.choice(here)
                 plan.terminated[dies][k][e] = True
                 dead.add(dies)
+            if kind in GOING_ON and bool(plan.over(k)[e]):  # somebody is yet to come
+                late = next(uid for uid in names if uid not in here)
+                plan.terminated[late][k][e] = plan.truncated[late][k][e] = False
             fresh = kind not in GOING_ON
     return plan
 

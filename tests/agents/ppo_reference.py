@@ -50,9 +50,33 @@ class ReferencePPO(ReferenceTeam):
         for owner in self.sets:
             self._update_set(owner, steps, permutations[owner.names[0]])
 
+    def learns_at(self, uid: str, timestep: int) -> bool:
+        """Whether an agent learns from the rollout whose last step is this one."""
+        return timestep >= (self.setting("learning_starts", uid) or 0)
+
+    def look_on(self, uid: str, steps: Sequence[Step]) -> None:
+        """Remember a rollout without learning from it."""
+        for role in ("policy", "value"):
+            frozen, ended = self._rules(uid, role, steps)
+            for e in range(len(steps[0].shared_states)):
+                rows = [self._sees(uid, role, step)[e] for step in steps]
+                path = self._walk(uid, role, rows, self._starts(uid, role, e), frozen[e], ended[e])
+                self.memories[role][uid][e] = path.last
+
+    def _sees(self, uid: str, role: str, step: Step) -> Tensor:
+        """What an agent's policy or critic sees in a step, ``[E, F]``."""
+        if role == "policy":
+            return step.masks.cleaned(step.states[uid], uid)
+        return self._critic_states(uid, step.states, step.shared_states, step.masks)
+
     def _update_set(self, owner: ParameterSet, steps: Sequence[Step], permutations: Sequence[Tensor]) -> None:
         first = owner.names[0]
         now = (steps[-1].timestep, steps[-1].timesteps)
+        if not self.learns_at(first, now[0]):
+            with torch.no_grad():
+                for uid in owner.names:
+                    self.look_on(uid, steps)
+            return
         rates = self.setting("learning_rate", first)
         rates = tuple(rates) if isinstance(rates, (tuple, list)) else (rates, rates)
         for part, group in enumerate(owner.optimizer.param_groups):
@@ -102,11 +126,14 @@ class ReferencePPO(ReferenceTeam):
             # what was v std + mean is the same as v' std' + mean'
             for row, value in batches[uid].values.items():
                 batches[uid].values[row] = float((value * std + mean - new_mean) / new_std)
-            head = [m for m in self.models[uid]["value"].modules() if isinstance(m, nn.Linear)][-1]
-            if id(head) not in done:
-                done.add(id(head))
-                head.weight.mul_(std / new_std)
-                head.bias.copy_((std * head.bias + mean - new_mean) / new_std)
+            critic = self.models[uid]["value"]
+            # of critics of whole teams, one for each kind of agent
+            ends = list(getattr(critic, "value_heads", [critic]))
+            for head in [[m for m in end.modules() if isinstance(m, nn.Linear)][-1] for end in ends]:
+                if id(head) not in done:
+                    done.add(id(head))
+                    head.weight.mul_(std / new_std)
+                    head.bias.copy_((std * head.bias + mean - new_mean) / new_std)
 
     def _normalise_advantages(self, owner: ParameterSet, batches: Mapping[str, Batch]) -> None:
         kind = self.setting("advantage_normalization", owner.names[0]) or "agent"
@@ -246,12 +273,12 @@ class ReferencePPO(ReferenceTeam):
             seen = [batches[uid].critic_states[t][e] for t, e in rows]
             if self._of_team(uid, "value"):
                 seen = [x[: -len(self.names)] for x in seen]
-            seen_by_all.setdefault(self.kinds[uid], {}).update(zip(rows, seen, strict=True))
-            seen_by_each.setdefault(self.kinds[uid], []).extend(seen)
+            seen_by_all.setdefault(self._scale(uid), {}).update(zip(rows, seen, strict=True))
+            seen_by_each.setdefault(self._scale(uid), []).extend(seen)
         if self.centralised:
-            for kind, scaler in owner.shared_normalisers.items():
+            for scale, scaler in owner.shared_normalisers.items():
                 each = self.cfg.get("critic_input") == "agent"
-                parts = seen_by_each[kind] if each else list(seen_by_all[kind].values())
+                parts = seen_by_each[scale] if each else list(seen_by_all[scale].values())
                 if parts:
                     scaler.learn(torch.stack(parts))
 

@@ -189,8 +189,12 @@ class ReferenceTeam:
             scheduler,
             make("value_preprocessor"),
             {self.kinds[uid]: make("state_preprocessor") for uid in names},
-            {self.kinds[uid]: make("shared_state_preprocessor") for uid in names},
+            {self._scale(uid): make("shared_state_preprocessor") for uid in names},
         )
+
+    def _scale(self, uid: str) -> Any:
+        """Which normaliser of its set an agent's critic has, with MAPPO: one where all see the same, or one for each kind."""
+        return self.kinds[uid] if self.cfg.get("critic_input") == "agent" else None
 
     def set_of(self, uid: str) -> ParameterSet:
         """The parameter set that an agent belongs to."""
@@ -202,16 +206,16 @@ class ReferenceTeam:
         """What a model makes of raw inputs ``[B, F]``, and what it remembers of them."""
         owner, model = self.set_of(uid), self.models[uid][role]
         shared = role == "value" and self.centralised
-        table = owner.shared_normalisers if shared else owner.state_normalisers
+        scale = owner.shared_normalisers[self._scale(uid)] if shared else owner.state_normalisers[self.kinds[uid]]
         there = states[:, states.shape[1] - len(self.names) :] if self._of_team(uid, role) else None
         states = states if there is None else states[:, : -len(self.names)]
         agent_id = torch.zeros(len(states), len(self.names), dtype=torch.float64)
         agent_id[:, self.names.index(uid)] = 1.0
-        inputs: dict[str, Any] = {"states": table[self.kinds[uid]].normalise(states.double()), "agent_id": agent_id}
+        inputs: dict[str, Any] = {"states": scale.normalise(states.double()), "agent_id": agent_id}
         if memory:
             inputs |= {"rnn": memory, "length": 1}
         if there is not None:
-            of_all = model.compute({**inputs, "active": there.bool()}, role)[0]
+            of_all = model.compute({**inputs, "present": there.bool()}, role)[0]
             return (of_all[:, self.names.index(uid)].unsqueeze(-1),), []
         output = model.compute(inputs, role)
         tensors = [x for x in output if isinstance(x, Tensor)]
@@ -280,6 +284,7 @@ class ReferenceTeam:
                     [float(r[e]) if here else 0.0 for r, here in zip(rewards, there, strict=True)],
                     [bool(step.terminated[uid][e]) and here for step, here in zip(steps, there, strict=True)],
                     [bool(step.truncated[uid][e]) and here for step, here in zip(steps, there, strict=True)],
+                    [step.over(e) and not here for step, here in zip(steps, there, strict=True)],
                 )
             )
         return lives
@@ -356,7 +361,7 @@ class ReferenceTeam:
                 ended = step.over(e)  # otherwise it is over for this agent alone, and its next state is a true one
                 states = step.final_states if ended else step.next_states
                 shared = step.final_shared_states if ended else step.shared_next_states
-                return value(self._critic_states(uid, states, shared, step.masks)[e], critics[e].after[t])
+                return value(self._critic_states(uid, states, shared, step.last_masks())[e], critics[e].after[t])
 
             led_to = outcomes(life)
             advantages = advantages_of(

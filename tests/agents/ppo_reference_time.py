@@ -64,6 +64,29 @@ class Step:
         """Whether an environment's episode ended in this step: all agents are done."""
         return all(bool(self.terminated[uid][e] | self.truncated[uid][e]) for uid in self.terminated)
 
+    def struck(self, uid: str, e: int) -> bool:
+        """Whether the time limit ended the game of an agent that was in it."""
+        here = self.masks.status(uid, e) != ABSENT
+        return here and bool(self.truncated[uid][e]) and not bool(self.terminated[uid][e])
+
+    def last_masks(self) -> Masks:
+        """Who is there in the last states of those whom the time limit struck: all of these count as active.
+
+        When an episode is over, everybody who was in it and did not die in this very step. When others go on, everybody who
+        is in the game next, and those who were struck.
+        """
+        there: dict[str, Tensor] = {}
+        for uid in self.terminated:
+            seen = []
+            for e in range(len(self.terminated[uid])):
+                if self.over(e):
+                    dies = bool(self.terminated[uid][e])
+                    seen.append([self.masks.status(uid, e) != ABSENT and not dies])
+                else:
+                    seen.append([self.next_masks.status(uid, e) != ABSENT or self.struck(uid, e)])
+            there[uid] = torch.tensor(seen)
+        return Masks(active=there)
+
 
 # ---- what actions led to -----------------------------------------------------------------------------------------------
 
@@ -77,9 +100,13 @@ class Life:
     rewards: list[float]
     terminated: list[bool]
     truncated: list[bool]
+    missed: list[bool] = field(default_factory=list)  # rows in which the team's episode ended without it
 
     def done(self, t: int) -> bool:
-        return self.terminated[t] or self.truncated[t]
+        return self.terminated[t] or self.truncated[t] or self.missed_end(t)
+
+    def missed_end(self, t: int) -> bool:
+        return bool(self.missed) and self.missed[t]
 
 
 @dataclass
@@ -109,7 +136,8 @@ def outcomes(life: Life) -> list[Outcome]:
             acted, earned = t, 0.0
         earned += life.rewards[t]
         if acted is not None and life.done(t):
-            known.append(Outcome(acted, t, "terminated" if life.terminated[t] else "truncated", earned))
+            final = life.terminated[t] or life.missed_end(t)  # who had left has nothing more to come
+            known.append(Outcome(acted, t, "terminated" if final else "truncated", earned))
             acted = None
     if acted is not None:
         kind = "beyond" if life.status_after == ACTIVE else "unknown"
@@ -129,7 +157,8 @@ def advantages_of(
     """Advantages by row, one action after the other, from the last to the first.
 
     ``delta = r + gamma V(successor) - V(s)``, ``A = delta + gamma lambda A(next own action)``: without the value of the
-    successor where there is none to count on, without the next action's advantage where there is none in the episode.
+    successor where there is none to count on, without the next action's advantage where there is none in the episode or
+    where too little is known of what it led to: such an action has no advantage of its own either.
 
     :param values: of the agent's states, row by row
     :param final_value: value of the last state of the episode that was truncated in a row
@@ -138,9 +167,12 @@ def advantages_of(
     advantages: dict[int, float] = {}
     following = 0.0
     for outcome in reversed(known):
+        if not outcome.counts:
+            following = 0.0
+            continue
         if outcome.kind == "next":
             successor = values[outcome.end + 1]
-        elif outcome.kind in ("beyond", "unknown"):
+        elif outcome.kind == "beyond":
             successor = value_beyond
         elif outcome.kind == "truncated" and bootstrap:
             successor = final_value(outcome.end)

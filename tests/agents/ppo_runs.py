@@ -30,8 +30,8 @@ CLASSES = {"mappo": MAPPO, "ippo": IPPO}
 DEFAULTS = {"mappo": MAPPO_DEFAULT_CONFIG, "ippo": IPPO_DEFAULT_CONFIG}
 
 # (step, environment) of what ends in the first and in the second rollout: for all agents by "terminated", "truncated" or
-# "both", for every other agent by either ("mixed"), or for every other agent alone ("first"). Each has episodes that go on
-# after the last row, that end in it by termination and that end in it by truncation
+# "both", or for every other agent by either ("mixed"). Each has episodes that go on after the last row, that end in it by
+# termination and that end in it by truncation
 ENDINGS = (
     {
         "terminated": [(2, 0), (4, 1), (7, 1)],
@@ -47,6 +47,11 @@ ENDINGS = (
     },
 )
 
+# the same with time limits that strike some while others go on, and while another dies in the same step
+CUTS = (
+    {"cut": [(2, 0), (7, 1)], "parted": [(1, 1), (4, 2)], "truncated": [(5, 0)], "mixed": [(3, 1)]},
+    {"cut": [(0, 1), (4, 2)], "parted": [(3, 0), (7, 2)], "truncated": [(3, 1), (7, 0)], "mixed": [(6, 1)]},
+)
 
 BASE = {
     "rollouts": T,
@@ -138,13 +143,13 @@ class Run:
         monkeypatch.setattr(torch, "randperm", recorded)
 
     def _one_memory(self, algorithm: str, cfg: Mapping[str, Any]) -> set[str]:
-        """Agents whose critic is one model that is run once per environment."""
+        """Agents whose critic sees what all see, by a model that is the same for all of their kind."""
         if algorithm == "ippo" or cfg["critic_input"] == "agent":
             return set()
         together: set[str] = set()
         for group in self.agent.groups:
             critics = [self.models[uid]["value"] for uid in group.names]
-            if len(critics) > 1 and all(c is critics[0] for c in critics) and not critics[0].uses_agent_id:
+            if all(c is critics[0] for c in critics) and not critics[0].uses_agent_id:
                 together |= set(group.names)
         return together
 
@@ -155,9 +160,9 @@ class Run:
         return 1.5 * torch.randn(E, width, generator=self.data) + 0.5
 
     def _observe(self, k: int) -> dict[str, Tensor]:
-        """Observations in step ``k``, in which absent agents see garbage."""
+        """Observations in step ``k``, in which absent agents see garbage, but for what they saw last."""
         return {
-            uid: torch.where(self.plan.mask(ABSENT, uid, k), self.garbage, self._draw(space.shape[0]))
+            uid: torch.where(self.plan.gone(uid, k), self.garbage, self._draw(space.shape[0]))
             for uid, space in self.team.observation_spaces.items()
         }
 
@@ -246,7 +251,9 @@ class Run:
         draws = self.permutations[before:]
         orders: dict[str, list[Tensor]] = {}
         for learner in self.agent.learners:
-            epochs = self.reference.setting("learning_epochs", learner.names[0])
+            leader = learner.names[0]
+            learns = self.reference.learns_at(leader, steps[-1].timestep)
+            epochs = self.reference.setting("learning_epochs", leader) if learns else 0
             orders.update(dict.fromkeys(learner.names, draws[:epochs]))
             draws = draws[epochs:]
         assert not draws

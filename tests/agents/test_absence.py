@@ -27,7 +27,7 @@ def make_case(sees: str, share: bool, memory: str | None) -> Case:
     cfg["huber_delta"] = 0.5
     if sees != "own":
         cfg |= {"critic_input": sees, "shared_state_preprocessor": RunningStandardScaler}
-    return Case("absence", mixed, models, cfg, style="lives", masked=True)
+    return Case("absence", mixed, models, cfg, style="leaves", masked=True)
 
 
 def junk(what: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -55,10 +55,13 @@ class Spoiler:
     def __call__(self, what: str, uid: str, k: int, tensor: Tensor) -> Tensor:
         if self.what not in (None, what):
             return tensor
-        where = self.run.plan.mask(self.whom, uid, k + 1 if what == "next_states" else k)
-        if what in ("terminated", "truncated"):  # an episode is over when all agents are said to be done
-            where = where & ~self.run.plan.over(k)
+        plan = self.run.plan
+        where = plan.mask(self.whom, uid, k + 1 if what == "next_states" else k)
         new = junk(what, tensor, self.generator) if self.whom == ABSENT else other(what, tensor)
+        if what == "terminated":  # an episode is over when all agents are said to be done
+            new = new | plan.over(k)
+        if what == "final_states" and self.whom == ABSENT:  # who dies in the last step is not there after it
+            where = where | torch.tensor(plan.terminated[uid][k]).unsqueeze(-1)
         if bool(where.any()):
             self.changed.add(what)
         return torch.where(where, new, tensor)

@@ -316,6 +316,24 @@ def test_evaluation_clears_states_where_episodes_end(shared: bool) -> None:
     check_counts(env, 14)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_said_to_be_done_for_an_absent_agent_clears_no_state(training: bool) -> None:
+    """The contract has absent agents terminated, unless they arrive in that step."""
+
+    class Reporting(Toy):
+        def step(self, actions: Any) -> Any:
+            absent = ((self.age == 1) | (self.age == 2)).unsqueeze(1)
+            states, rewards, terminated, truncated, infos = super().step(actions)
+            return states, rewards, {**terminated, "b": terminated["b"] | absent}, truncated, infos
+
+    game = game_of_turns()
+    env = Reporting(lengths=(5, 7, 4), actions=spaces.Discrete(20), masks=game.masks)
+    agent = counting(env)
+    trainer = SequentialTrainer(env, agent, cfg=quiet(30))
+    trainer.train() if training else trainer.eval(episodes=9)
+    check_counts(env, 14)
+
+
 def test_states_during_training_survive_an_evaluation() -> None:
     env, eval_env = game_of_turns(), game_of_turns((3, 6))
     agent = counting(env)

@@ -210,18 +210,18 @@ def test_critics_of_whole_teams_give_every_agent_its_own_value_and_leave_absent_
     agent = team(env, "observations", models, learning_rate=lambda timestep, timesteps: 0.0)
     trained(env, agent)
     joined = torch.cat([agent.memories[uid].get_tensor_by_name("states") for uid in SIZES], dim=-1).flatten(0, 1)
-    active = torch.ones(len(joined), 3, dtype=torch.bool)
+    present = torch.ones(len(joined), 3, dtype=torch.bool)
     for i, uid in enumerate(SIZES):
         if uid != "a":
-            active[:, i] = agent.memories[uid].get_tensor_by_name("active").flatten()
-    assert not bool(active.all())
+            present[:, i] = agent.memories[uid].get_tensor_by_name("present").flatten()
+    assert not bool(present.all())
     with torch.no_grad():
-        expected = critic.compute({"states": joined, "active": active})[0]
-        blind = critic.compute({"states": joined, "active": None})[0]
+        expected = critic.compute({"states": joined, "present": present})[0]
+        blind = critic.compute({"states": joined, "present": None})[0]
     for i, uid in enumerate(SIZES):
         values = agent.memories[uid].get_tensor_by_name("values").flatten()
-        torch.testing.assert_close(values[active[:, i]], expected[active[:, i], i], rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(expected[active], blind[active])
+        torch.testing.assert_close(values[present[:, i]], expected[present[:, i], i], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(expected[present], blind[present])
 
 
 def test_ippo_asks_for_no_state() -> None:

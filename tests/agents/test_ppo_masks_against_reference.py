@@ -10,9 +10,11 @@ import torch
 from coterie.preprocessors import PopArt, RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
 from tests.agents.ppo_memory_models import seeing
+from tests.agents.ppo_presence import LIVES
 from tests.agents.ppo_reference_time import ACTIVE
-from tests.agents.ppo_runs import CLASSES, TOLERANCE, Case, Run, run_by_both
+from tests.agents.ppo_runs import CLASSES, CUTS, TOLERANCE, Case, Run, T, run_by_both
 from tests.agents.ppo_teams import (
+    Team,
     alike,
     built,
     central_critic,
@@ -45,6 +47,20 @@ def halving(timestep: int, timesteps: int) -> float:
 def of_all(critic: str, sees: str, share: bool) -> Any:
     """Ready-made models with one critic that gives every agent a value of its own."""
     return lambda team, algorithm: built(team, algorithm, shared=share, critic=critic, critic_input=sees, hidden=(8, 8))
+
+
+def three_kinds() -> Team:
+    """Kinds of two, one and one."""
+    return Team({"a0": "discrete", "b0": "gaussian", "a1": "discrete", "c0": "multidiscrete"})
+
+
+def crossed(team: Any, algorithm: str) -> Any:
+    """The agents of a kind share a policy, and each shares its critic with one of the other kind."""
+    models = shared(team, algorithm)
+    critics = distinct(team, algorithm)
+    first, second = critics["a0"]["value"], critics["a1"]["value"]
+    values = {"a0": first, "b0": second, "a1": second, "b1": first}
+    return {uid: {"policy": roles["policy"], "value": values[uid]} for uid, roles in models.items()}
 
 
 def pairs_of_three(team: Any, algorithm: str) -> Any:
@@ -112,6 +128,29 @@ CASES = [
     case("lives and masks, central critic", mixed, central_critic, EVERYTHING, ("mappo",)),
     case("lives and masks, by hand", lambda: alike(6), handwritten, EVERYTHING),
     case("lives, one agent", lambda: alike(1), distinct, EVERYTHING, style="waits"),
+    # absent at the end of an episode without ever having been done
+    case("leaves, shared", lambda: alike(3), shared, style="leaves"),
+    case("leaves, two groups", mixed, distinct, EVERYTHING, style="leaves"),
+    case("leaves, no bootstrap", lambda: alike(3), distinct, {"time_limit_bootstrap": False}, ("ippo",), style="leaves"),
+    # time limits that strike some while others go on
+    case("cut alone, distinct", lambda: alike(4), distinct, endings=CUTS),
+    case("cut alone, two groups", mixed, shared, EVERYTHING, style="leaves", endings=CUTS),
+    *(
+        case(f"cut alone, critic sees {kind}, {style}", lambda: alike(4), seeing(kind, style == "lives"), {
+            "critic_input": kind,
+        }, ("mappo",), style=style, masked=style is not None, endings=CUTS)
+        for kind in ("observations", "agent", "both")
+        for style in ("lives", "leaves", None)
+    ),
+    *(
+        case(f"cut alone, {critic}, {style}", lambda: alike(4), of_all(critic, "observations", True), {
+            "critic_input": "observations", **cfg,
+        }, ("mappo",), style=style, endings=CUTS)
+        for critic, style, cfg in (("pooled", "lives", EVERYTHING), ("attention", "leaves", {}), ("pooled", "waits", {}))
+    ),
+    # rollouts that are not learned from
+    case("learns later", lambda: alike(3), distinct, {"learning_starts": T}),
+    case("some learn later", lambda: alike(3), distinct, {"learning_starts": three(0, T, 0)}, ("ippo",)),
     # normalisers and who enters them
     case("scalers", lambda: alike(3), distinct, SCALER),
     case("scalers, shared", lambda: alike(3), shared, SCALER),
@@ -208,6 +247,20 @@ CASES = [
             ("two groups", mixed, True, POPART if critic == "heads" else EVERYTHING),
         )
     ),
+    # critics that serve several kinds of agents, and run once for all of them
+    *(
+        case(f"{critic}, {cfg_name}, three kinds", three_kinds, of_all(critic, sees, True), {
+            "critic_input": sees, **cfg,
+        }, ("mappo",))
+        for critic, sees in (("mlp", "state"), ("heads", "both"), ("pooled", "observations"), ("attention", "observations"))
+        for cfg_name, cfg in (("plain", {"mini_batches": 3}), ("normalised", EVERYTHING))
+    ),
+    case("popart, three kinds", three_kinds, of_all("mlp", "state", True), POPART, ("mappo",)),
+    case("popart of all, three kinds", three_kinds, of_all("attention", "observations", True), {
+        "critic_input": "observations", **POPART,
+    }, ("mappo",)),
+    case("two critics across two kinds", mixed, crossed, EVERYTHING, ("mappo",)),
+    case("two critics across two kinds, all present", mixed, crossed, SHARED_SCALER, style=None, masked=False),
     case("critic sees both, popart", lambda: alike(3), seeing("both", True), {"critic_input": "both", **POPART}, ("mappo",)),
 ]  # fmt: skip
 
@@ -218,7 +271,7 @@ CASES = [
 def test_two_updates_equal_the_reference(case: Case, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_by_both(case, algorithm, monkeypatch)
     assert run.movement() > 1e-3
-    if case.style == "lives" and len(run.team.possible_agents) > 2:
+    if case.style in LIVES and len(run.team.possible_agents) > 2:
         statuses = {s for rows in run.plan.status.values() for row in rows for s in row}
         assert statuses == {"active", "waiting", "absent"}
 

@@ -9,8 +9,8 @@ import pytest
 from coterie.preprocessors import PopArt, RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
 from tests.agents.ppo_memory_models import remembering
-from tests.agents.ppo_runs import CLASSES, Case, Run, run_by_both
-from tests.agents.ppo_teams import alike, built, mixed
+from tests.agents.ppo_runs import CLASSES, CUTS, ENDINGS, Case, Run, T, run_by_both
+from tests.agents.ppo_teams import Team, alike, built, mixed
 
 NORMALISERS = {
     "state_preprocessor": RunningStandardScaler, "value_preprocessor": ValueNorm, "value_preprocessor_kwargs": {"beta": 0.9},
@@ -53,6 +53,17 @@ def chain(team: Any, algorithm: str) -> Any:
         b: {"policy": models[a]["policy"], "value": models[b]["value"]},
         c: {"policy": models[c]["policy"], "value": models[b]["value"]},
     }
+
+
+def kinds_of_one() -> Team:
+    """A team in which no two agents are of one kind."""
+    return Team({"a0": "discrete", "b0": "gaussian", "c0": "multidiscrete"})
+
+
+def one_normalised(name: str, **kwargs: Any) -> Case:
+    """One critic of all kinds, with everything normalised."""
+    everything = {**NORMALISERS, **SHARED_SCALER}
+    return case(name, mixed, remembering("gru", "library gru", shared_critic=True), everything, ("mappo",), **kwargs)
 
 
 def case(name: str, team: Any, models: Any, cfg: Any = None, algorithms: Any = BOTH, **kwargs: Any) -> Case:
@@ -125,6 +136,22 @@ CASES = [
     case("lives, chain", lambda: alike(3), chain, NORMALISERS, **LIVES),
     case("lives, one agent", lambda: alike(1), remembering(), NORMALISERS, style="waits"),
     case("lives, multidiscrete", lambda: alike(3, "multidiscrete"), remembering("library gru", "gru", True), **LIVES),
+    # absent at the end of an episode, and cut off while others go on
+    case("leaves", lambda: alike(3), remembering("gru", "gru"), style="leaves", masked=True),
+    case("leaves, shared", mixed, remembering("library lstm", "gru", True), NORMALISERS, style="leaves", masked=True),
+    *(
+        case(f"cut alone, {style}, critic sees {sees}", lambda: alike(4), remembering("gru", "gru", share, sees=sees), {
+            "critic_input": sees,
+        }, ("mappo",), style=style, masked=True, endings=CUTS)
+        for style, sees, share in (("lives", "observations", True), ("leaves", "agent", False), ("waits", "both", False))
+    ),
+    # rollouts that are not learned from are remembered
+    case("learns later", lambda: alike(3), remembering("gru", "gru"), {"learning_starts": T}),
+    case("learns later, shared", lambda: alike(3), remembering(None, "library lstm", True), {"learning_starts": T}),
+    case("learns later, lives", mixed, remembering("lstm", "gru", True), {"learning_starts": T}, **LIVES),
+    case("some learn later", lambda: alike(3), remembering("gru", "lstm"), {
+        "learning_starts": {"a0": T, "a1": 0, "a2": T},
+    }, **LIVES),
     # what critics see and remember
     *(
         case(f"critic sees {sees}, {name}", lambda: alike(3), remembering("gru", "gru", share, sees=sees), {
@@ -133,6 +160,21 @@ CASES = [
         for sees in ("state", "observations", "agent", "both")
         for name, share, cfg in (("shared", True, {}), ("distinct", False, {**NORMALISERS, **SHARED_SCALER}))
     ),
+    # one agent of each kind: what its critic sees decides on what it remembers, and until when
+    *(
+        case(f"kinds of one, {name}, critic sees {sees}, {ends}", kinds_of_one,
+             remembering("gru", kind, shared_critic=one, sees=sees), {"critic_input": sees}, ("mappo",),
+             style=style, endings=endings)
+        for name, kind, one, inputs in (
+            ("own critics", "gru", False, ("state", "agent")), ("one critic", "library lstm", True, ("state", "both")),
+        )
+        for sees in inputs
+        for ends, style, endings in (("lives", "lives", ENDINGS), ("ends alone", None, ALONE), ("waits", "waits", ALONE))
+    ),
+    case("kinds of one, own critics", kinds_of_one, remembering("gru", "gru"), NORMALISERS, ("ippo",), **LIVES),
+    one_normalised("two groups, one critic, normalised"),
+    one_normalised("two groups, one critic, normalised, lives", **LIVES),
+    one_normalised("two groups, one critic, normalised, ends alone", endings=ALONE, style="waits"),
     # the rest of the configuration
     case("no bootstrap", lambda: alike(3), remembering(), {"time_limit_bootstrap": False}, **LIVES),
     case("popart", lambda: alike(3), remembering("library gru", "library gru"), POPART, **LIVES),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from coterie.models.recurrent import GRU, LSTM
-from tests.agents.ppo_presence import make_plan
+from tests.agents.ppo_presence import GOING_ON, LIVES, make_plan
 from tests.agents.ppo_reference_parts import Allowed, RescalingMoments
 from tests.agents.ppo_reference_time import (
     ABSENT,
@@ -19,11 +20,12 @@ from tests.agents.ppo_reference_time import (
     Life,
     Masks,
     Outcome,
+    Step,
     advantages_of,
     outcomes,
     walk,
 )
-from tests.agents.ppo_runs import ENDINGS, T
+from tests.agents.ppo_runs import CUTS, ENDINGS, T
 
 NEVER = [False] * 4
 
@@ -75,11 +77,18 @@ def test_advantages(bootstrap: bool) -> None:
     assert found == {0: 0.0, 1: 0.5 + 0.25 * last, 2: last, 3: -0.5}
 
 
-def test_an_action_that_waits_for_its_outcome_passes_on_what_is_known() -> None:
-    # row 2 is open: 1 + 1 + 0.5 * 5 - 3 = 1.5 so far; row 0: 1 + 1 + 0.5 * 3 - 1 = 2.5, and 0.25 * 1.5
+def test_an_action_that_waits_for_its_outcome_passes_on_its_value_alone() -> None:
+    # row 2 is open; row 0: 1 + 1 + 0.5 * 3 - 1 = 2.5
     known = outcomes(life([ACTIVE, WAITING, ACTIVE, WAITING], [1.0] * 4, after=WAITING))
     found = advantages_of(known, [1.0, math.nan, 3.0, math.nan], lambda t: math.nan, 5.0, 0.5, 0.5, True)
-    assert found == {0: 2.875, 2: 1.5}
+    assert found == {0: 2.5}
+
+
+def test_an_end_in_absence_is_a_termination() -> None:
+    status = [ACTIVE, ABSENT, ABSENT, ACTIVE]
+    missed = Life(status, ACTIVE, [1.0, 0.0, 0.0, 8.0], NEVER, NEVER, [False, False, True, False])
+    assert outcomes(missed) == [Outcome(0, 2, "terminated", 1.0), Outcome(3, 3, "beyond", 8.0)]
+    assert [missed.done(t) for t in range(4)] == [False, False, True, False]
 
 
 def test_only_allowed_choices_have_a_probability() -> None:
@@ -104,6 +113,29 @@ def test_masks() -> None:
     assert [masks.status("a", e) for e in range(3)] == [ACTIVE, WAITING, ABSENT]
     seen = torch.tensor([[1.0], [2.0], [math.nan]])
     assert masks.cleaned(seen, "a").tolist() == [[1.0], [2.0], [0.0]]
+
+
+def test_who_is_seen_in_last_states() -> None:
+    """By environment: a is cut off while b lives on, or dies; the episode ends for both by time, or b dies in that step."""
+    flag = torch.tensor([[True]]).expand(4, 1)
+    b_next = torch.tensor([[True], [False], [True], [True]])
+    step = Step(
+        *(0, 1, {}, {}, {}, {}, {}),
+        {"a": ~flag, "b": torch.tensor([[False], [True], [False], [True]]), "c": ~flag},
+        {
+            "a": flag,
+            "b": torch.tensor([[False], [False], [True], [False]]),
+            "c": torch.tensor([[0], [0], [1], [1]]).bool(),
+        },
+        *(torch.zeros(4, 1), torch.zeros(4, 1)),
+        masks=Masks(active={"a": flag, "b": flag, "c": torch.tensor([[True], [True], [True], [False]])}),
+        next_masks=Masks(active={"a": ~flag, "b": b_next, "c": flag}),
+    )  # c goes on in environments 0 and 1, and is absent in the last one
+    assert [step.over(e) for e in range(4)] == [False, False, True, True]
+    last = step.last_masks()
+    assert [last.status("a", e) for e in range(4)] == [ACTIVE] * 4
+    assert [last.status("b", e) for e in range(4)] == [ACTIVE, ABSENT, ACTIVE, ABSENT]
+    assert [last.status("c", e) for e in range(4)] == [ACTIVE, ACTIVE, ACTIVE, ABSENT]
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(GRU, nn.GRU), (LSTM, nn.LSTM)])
@@ -148,13 +180,21 @@ def test_rescaling_moments() -> None:
     torch.testing.assert_close((float(mean), float(std)), (14 / 3, math.sqrt(35) / 3))
 
 
-@pytest.mark.parametrize("style", ["present", "lives", "turns", "waits"])
+@pytest.mark.parametrize("endings", [ENDINGS, CUTS])
+@pytest.mark.parametrize("style", ["present", "lives", "leaves", "turns", "waits"])
 @pytest.mark.parametrize("seed", range(5))
-def test_made_up_lives_are_possible(style: str, seed: int) -> None:
+def test_made_up_lives_are_possible(style: str, endings: Any, seed: int) -> None:
     names = ["a", "b", "c"]
-    plan = make_plan(names, 3, T, ENDINGS, style, seed)
-    ends = {(u * T + t, e) for u, each in enumerate(ENDINGS) for where in each.values() for t, e in where}
+    plan = make_plan(names, 3, T, endings, style, seed)
+    ends = {
+        (u * T + t, e)
+        for u, each in enumerate(endings)
+        for kind, where in each.items()
+        for t, e in where
+        if kind not in GOING_ON
+    }
     seen = set()
+    left = 0
     for e in range(3):
         unfinished: set[str] = set()
         for k in range(2 * T):
@@ -164,5 +204,10 @@ def test_made_up_lives_are_possible(style: str, seed: int) -> None:
             assert bool(plan.over(k)[e]) == ((k, e) in ends)
             unfinished |= {uid for uid in names if plan.status[uid][k][e] == ACTIVE}
             unfinished -= {uid for uid in here if plan.terminated[uid][k][e] or plan.truncated[uid][k][e]}
-            assert not ((k, e) in ends and unfinished), "nobody is absent without an end when an episode ends"
-    assert seen == {"present": {ACTIVE}, "lives": {ACTIVE, WAITING, ABSENT}}.get(style, {ACTIVE, WAITING})
+            if (k, e) in ends:
+                assert not (unfinished & here)
+                left += len(unfinished)
+                unfinished = set()
+    waiting = {ACTIVE} if style == "present" else {ACTIVE, WAITING}
+    assert seen == waiting | ({ABSENT} if style in LIVES else set())
+    assert (left > 0) == (style == "leaves"), "who left without an end"

@@ -9,11 +9,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from coterie.agents.evaluation import evaluate
-from coterie.agents.group_networks import CriticInput, GroupNetworks, Recall, select_rows
-from coterie.agents.groups import Group
+from coterie.agents import rollout as rollout_module
+from coterie.agents.evaluation import Evaluation, evaluate
+from coterie.agents.group_networks import CriticInput, CriticNetworks, Recall, select_rows
+from coterie.agents.groups import CriticGroup, Group
 from coterie.agents.ppo_advantages import standardise_advantages
-from coterie.agents.rollout import Batch, Cut, Rollout, as_sequences
+from coterie.agents.rollout import Batch, CriticBatch, Rollout, Successors, Truncation, as_sequences, minibatches
 from coterie.memories import RandomMemory
 from coterie.models import DeterministicMixin, Model
 from coterie.models.batch import ModelBatch
@@ -45,7 +46,7 @@ def test_rows_of_sequences_are_picked_whole() -> None:
     assert select_rows(x[0], torch.tensor([3, 0]), 1).tolist() == [21, 0]
 
 
-def full_batch(length: int) -> Batch:
+def full_batches(length: int) -> tuple[Batch, CriticBatch]:
     """Numbers that tell step and sequence: 10 l + n."""
     lead = (4,) if length == 1 else (length, 4)
     rows = torch.arange(4) if length == 1 else 10 * torch.arange(length).unsqueeze(1) + torch.arange(4)
@@ -57,31 +58,28 @@ def full_batch(length: int) -> Batch:
         return (rows % 3 == 0).view(*lead, 1, 1).expand(*lead, 2, width)
 
     recall = Recall(100.0 + torch.arange(4.0).view(4, 1, 1), flags(1), flags(1), length)
-    return Batch(
-        *(numbers(k) for k in (3, 5, 1, 1, 1, 1, 1)),
-        mask=flags(1),
-        action_masks=flags(4),
-        attendance=(rows % 3 == 0).unsqueeze(-1).expand(*lead, 2),
-        policy_recall=recall,
-        value_recall=recall,
-        length=length,
+    batch = Batch(
+        *(numbers(k) for k in (3, 1, 1, 1, 1, 1)), mask=flags(1), action_masks=flags(4), recall=recall, length=length
     )
+    return batch, CriticBatch(numbers(5), (rows % 3 == 0).unsqueeze(-1).expand(*lead, 2), recall, length)
 
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_a_minibatch_has_every_tensor_of_its_sequences(length: int) -> None:
-    batch = full_batch(length)
-    assert batch.sequences == 4
-    taken = batch.take(torch.tensor([2, 0]))
+    batch, seen = full_batches(length)
+    assert batch.sequences == seen.sequences == 4
+    taken, taken_seen = batch.take(torch.tensor([2, 0])), seen.take(torch.tensor([2, 0]))
     rows = torch.tensor([2, 0] if length == 1 else [2, 0, 12, 10])
-    for name in ("states", "critic", "actions", "log_prob", "advantages", "values", "returns"):
+    for name in ("states", "actions", "log_prob", "advantages", "values", "returns"):
         assert getattr(taken, name)[:, 0, 0].tolist() == rows.tolist(), name
         assert getattr(taken, name).shape[1:] == getattr(batch, name).shape[-2:], name
     for name in ("mask", "action_masks"):
         assert torch.equal(getattr(taken, name)[:, 1, 0], rows % 3 == 0), name
-    assert taken.attendance is not None
-    assert torch.equal(taken.attendance[:, 1], rows % 3 == 0)
-    for recall in (taken.policy_recall, taken.value_recall):
+    assert taken_seen.states[:, 0, 0].tolist() == rows.tolist()
+    assert taken_seen.states.shape[1:] == (2, 5)
+    assert taken_seen.present is not None
+    assert torch.equal(taken_seen.present[:, 1], rows % 3 == 0)
+    for recall in (taken.recall, taken_seen.recall):
         assert recall is not None
         assert recall.state.flatten().tolist() == [102.0, 100.0]  # one for each sequence
         assert recall.length == length
@@ -91,8 +89,37 @@ def test_a_minibatch_has_every_tensor_of_its_sequences(length: int) -> None:
 
 
 def test_a_minibatch_leaves_out_what_a_batch_does_not_have() -> None:
-    taken = Batch(*(torch.arange(4.0).view(4, 1, 1),) * 7).take(torch.tensor([1]))
-    assert (taken.mask, taken.action_masks, taken.attendance, taken.policy_recall, taken.value_recall) == (None,) * 5
+    taken = Batch(*(torch.arange(4.0).view(4, 1, 1),) * 6).take(torch.tensor([1]))
+    assert (taken.mask, taken.action_masks, taken.recall) == (None,) * 3
+    seen = CriticBatch(torch.arange(4.0).view(4, 1, 1)).take(torch.tensor([1]))
+    assert (seen.states.item(), seen.present, seen.recall) == (1.0, None, None)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_an_epoch_shuffled_as_a_whole_has_the_minibatches_of_one_that_is_not(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, seen = full_batches(length)
+    epochs = []
+    for limit in (2**26, 0):
+        monkeypatch.setattr(rollout_module, "SHUFFLED_AT_ONCE", limit)
+        torch.manual_seed(3)
+        epochs.append(list(minibatches([batch, batch], [seen], 3)))
+    sizes = [parts[0].states.shape[0] // length for parts, _ in epochs[0]]
+    assert sizes == [2, 1, 1]  # four sequences
+    order = torch.cat([parts[0].states[: len(parts[0].states) // length, 0, 0] for parts, _ in epochs[0]])
+    assert order.tolist() != [0, 1, 2, 3]
+    assert sorted(order.tolist()) == [0, 1, 2, 3]
+    for (whole, whole_seen), (single, single_seen) in zip(*epochs, strict=True):
+        assert len(whole) == len(single) == 2
+        for mine, other in zip([*whole, *whole_seen], [*single, *single_seen], strict=True):
+            for name, value in vars(mine).items():
+                expected = getattr(other, name)
+                if isinstance(value, Recall):
+                    for part, theirs in zip(vars(value).values(), vars(expected).values(), strict=True):
+                        assert torch.equal(torch.as_tensor(part), torch.as_tensor(theirs)), name
+                else:
+                    assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected)), name
 
 
 # ---- inputs of critics -----------------------------------------------------------------------------------------------
@@ -103,14 +130,14 @@ def test_inputs_of_several_moments_are_joined_with_everyone_there_where_nothing_
     some = CriticInput(torch.ones(2, 1, 2), torch.tensor([[T, F, T], [F, F, T]]))
     joined = CriticInput.join([plain, some])
     assert joined.states[:, 0, 0].tolist() == [0.0, 1.0, 1.0]
-    assert joined.attendance is not None
-    assert joined.attendance.tolist() == [[T, T, T], [T, F, T], [F, F, T]]
-    assert CriticInput.join([plain, plain]).attendance is None
+    assert joined.present is not None
+    assert joined.present.tolist() == [[T, T, T], [T, F, T], [F, F, T]]
+    assert CriticInput.join([plain, plain]).present is None
     part = some.at(torch.tensor([1]))
     assert part.states.shape == (1, 1, 2)
-    assert part.attendance is not None
-    assert part.attendance.tolist() == [[F, F, T]]
-    assert plain.at(slice(0, 1)).attendance is None
+    assert part.present is not None
+    assert part.present.tolist() == [[F, F, T]]
+    assert plain.at(slice(0, 1)).present is None
 
 
 def test_a_recall_keeps_what_it_does_not_have() -> None:
@@ -145,11 +172,8 @@ class Sum(Identity):
         return after[0] @ self.weight, {"rnn": [after]}
 
 
-def make_group(*critics: Model) -> Group:
-    names = tuple("abc"[: len(critics)])
-    unique = list(dict.fromkeys(critics))
-    value = ModelBatch(critics, "value", FlatParameters([[model] for model in unique]), torch.eye(len(names)))
-    return Group(names, box(1), spaces.Discrete(3), None, [unique.index(c) for c in critics], None, value)
+def make_group(*names: str) -> Group:
+    return Group(names, box(1), spaces.Discrete(3), None, [0] * len(names), None, None)
 
 
 def make_rollout(group: Group, rows: int, envs: int, length: int = 1) -> Rollout:
@@ -166,7 +190,7 @@ NONE: dict[str, Tensor | None] = {"active": None, "present": None, "action_masks
 
 
 def test_masks_that_appear_late_are_true_before_and_where_a_step_has_none() -> None:
-    rollout = make_rollout(make_group(Identity(), Identity()), 4, 1)
+    rollout = make_rollout(make_group(*"ab"), 4, 1)
     mask = torch.tensor([[[T], [F]]])
     allowed = torch.tensor([[[T, F, T], [T, T, T]]])
     assert rollout.add(row(1, 2, 0), NONE, None) is False
@@ -195,7 +219,7 @@ def test_masks_that_appear_late_are_true_before_and_where_a_step_has_none() -> N
 
 
 def test_recurrent_states_are_kept_at_the_starts_of_chunks() -> None:
-    rollout = make_rollout(make_group(Identity()), 5, 2, length=2)
+    rollout = make_rollout(make_group("a"), 5, 2, length=2)
     assert rollout.policy_states() is None
     for _ in range(2):  # two rollouts
         for t in range(5):
@@ -208,11 +232,11 @@ def test_recurrent_states_are_kept_at_the_starts_of_chunks() -> None:
 
 
 def test_a_chunk_is_no_longer_than_the_rollout() -> None:
-    assert make_rollout(make_group(Identity()), 3, 1, length=10).length == 3
+    assert make_rollout(make_group("a"), 3, 1, length=10).length == 3
 
 
 def test_memories_show_what_appears_late() -> None:
-    rollout = make_rollout(make_group(Identity(), Identity()), 2, 1)
+    rollout = make_rollout(make_group(*"ab"), 2, 1)
     memories = {"b": RandomMemory(2, 1)}  # a has none
     rollout.show_in(memories, {})
     assert "active" not in memories["b"].get_tensor_names()
@@ -226,50 +250,81 @@ def test_memories_show_what_appears_late() -> None:
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
-def played(critics: list[Model], length: int = 1, steps: int = 4) -> tuple[GroupNetworks, Rollout]:
-    """One environment; states are 1, 2, 3, 4, and 5 after them; the last seen after row 1, if asked for, is 100."""
-    group = make_group(*critics)
-    rollout = make_rollout(group, steps, 1, length)
-    agents = len(critics)
-    for t in range(steps):
-        rollout.add(row(1, agents, t, states=torch.full((1, agents, 1), t + 1.0)), NONE, None)
-    rollout.last = CriticInput(torch.full((1, agents, 1), 5.0))
-    return GroupNetworks(group, CPU, False, None), rollout
+def played(
+    critics: list[Model], length: int = 1, steps: int = 4, common: bool = False, groups: tuple[str, ...] = ("abc",)
+) -> tuple[CriticNetworks, list[Rollout], Successors]:
+    """One environment; states are 1, 2, 3, 4, and 5 after them.
+
+    :param critics: of agents a, b, ...
+    :param common: whether all see the same
+    :param groups: the agents of each
+    """
+    found = [make_group(*names[: len(critics)]) for names in groups]
+    storage = FlatParameters([[model] for model in dict.fromkeys(critics)])
+    batch = ModelBatch(critics, "value", storage, torch.eye(len(critics)))
+    rollouts = [make_rollout(group, steps, 1, length) for group in found]
+    for rollout in rollouts:
+        agents = len(rollout.names)
+        for t in range(steps):
+            rollout.add(row(1, agents, t, states=torch.full((1, agents, 1), t + 1.0)), NONE, None)
+    beyond = Successors(CriticInput(torch.full((1, 1 if common else len(critics), 1), 5.0)))
+    return CriticNetworks(CriticGroup(found, batch, common), CPU, False, None), rollouts, beyond
 
 
-def seen(rollout: Rollout) -> CriticInput:
-    return CriticInput(rollout.rows("states"))
+def evaluated(
+    networks: CriticNetworks, rollouts: list[Rollout], beyond: Successors, state: Tensor | None = None, **ends: Tensor
+) -> Evaluation:
+    """What its critics make of a rollout of these groups alone; ``over`` where other groups have a say in that."""
+    over = torch.cat([rollout.ended() for rollout in rollouts], dim=2).all(dim=2, keepdim=True)
+    states = torch.cat([rollout.rows("states") for rollout in rollouts], dim=1)
+    seen = CriticInput(states[:, :1] if networks.group.common_input else states)
+    return evaluate(networks, rollouts, seen, beyond, state, ends.get("over", over))
 
 
-def over(rollout: Rollout) -> Tensor:
-    """Where the episode of a team of this group alone ends."""
-    return rollout.ended().all(dim=2, keepdim=True)
+def struck(row: int, agents: int, *whom: bool) -> Truncation:
+    """A time limit, behind which ``agents`` see 100."""
+    return Truncation(
+        row,
+        torch.tensor([0]),
+        CriticInput(torch.full((1, agents, 1), 100.0)),
+        torch.tensor(whom).view(1, -1, 1),
+    )
 
 
 def test_values_and_successors_of_a_feed_forward_critic() -> None:
-    networks, rollout = played([Identity()])
-    rollout["truncated"][1] = True
-    everyone = torch.ones(1, 1, 1, dtype=torch.bool)
-    rollout.cuts.append(Cut(1, torch.tensor([0]), CriticInput(torch.full((1, 1, 1), 100.0)), everyone))
-    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
+    networks, rollouts, beyond = played([Identity()])
+    rollouts[0]["truncated"][1] = True
+    beyond.truncations.append(struck(1, 1, T))
+    result = evaluated(networks, rollouts, beyond)
     assert result.values.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
     assert result.successors.flatten().tolist() == [2.0, 100.0, 4.0, 5.0]
     assert (result.chunk_states, result.state) == (None, None)
 
 
 def test_a_time_limit_concerns_only_the_agents_that_it_struck() -> None:
-    networks, rollout = played([Identity(), Identity(10.0)])
-    rollout["truncated"][1, 0, 0] = True
-    agents = torch.tensor([[[T], [F]]])
-    rollout.cuts.append(Cut(1, torch.tensor([0]), CriticInput(torch.full((1, 2, 1), 100.0)), agents))
-    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
+    networks, rollouts, beyond = played([Identity(), Identity(10.0)])
+    rollouts[0]["truncated"][1, 0, 0] = True
+    beyond.truncations.append(struck(1, 2, T, F))
+    result = evaluated(networks, rollouts, beyond)
     assert result.successors.squeeze().tolist() == [[2.0, 20.0], [100.0, 30.0], [4.0, 40.0], [5.0, 50.0]]
 
 
+def test_a_time_limit_concerns_only_the_groups_that_it_struck() -> None:
+    critic = Identity(3.0)
+    networks, rollouts, beyond = played([critic] * 3, common=True, groups=("ab", "c"))
+    beyond.truncations.append(struck(1, 1, F, T, F))
+    beyond.truncations.append(struck(2, 1, F, F, T))
+    result = evaluated(networks, rollouts, beyond)
+    assert result.values[:, 0, :, 0].tolist() == [[3.0] * 3, [6.0] * 3, [9.0] * 3, [12.0] * 3]
+    by_group = networks.group.by_group(result.successors)
+    assert by_group["a", "b"].squeeze().tolist() == [[6.0, 6.0], [9.0, 300.0], [12.0, 12.0], [15.0, 15.0]]
+    assert by_group["c",].flatten().tolist() == [6.0, 9.0, 300.0, 15.0]
+
+
 def test_values_of_a_recurrent_critic_go_on_from_the_last_rollout_and_start_afresh_where_episodes_end() -> None:
-    networks, rollout = played([Sum()], length=2)
-    rollout["terminated"][1] = True
-    result = evaluate(networks, rollout, seen(rollout), torch.full((1, 1, 1), 1000.0), over(rollout))
+    networks, rollouts, beyond = played([Sum()], length=2)
+    rollouts[0]["terminated"][1] = True
+    result = evaluated(networks, rollouts, beyond, torch.full((1, 1, 1), 1000.0))
     # 1000 + 1, + 2; then from zero: 3, + 4
     assert result.values.flatten().tolist() == [1001.0, 1003.0, 3.0, 7.0]
     # after the last row: 7 + 5
@@ -279,8 +334,8 @@ def test_values_of_a_recurrent_critic_go_on_from_the_last_rollout_and_start_afre
     assert result.state is not None
     assert result.state.item() == 7.0
     # without a state it starts from zero; an end in the last row clears what goes on
-    rollout["truncated"][3] = True
-    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
+    rollouts[0]["truncated"][3] = True
+    result = evaluated(networks, rollouts, beyond)
     assert result.values.flatten().tolist() == [1.0, 3.0, 3.0, 7.0]
     assert result.successors.flatten()[-1].item() == 12.0
     assert result.state is not None
@@ -288,21 +343,24 @@ def test_values_of_a_recurrent_critic_go_on_from_the_last_rollout_and_start_afre
 
 
 def test_a_recurrent_critic_sees_the_last_observation_with_what_it_remembers_before_it_is_cleared() -> None:
-    networks, rollout = played([Sum()], length=2)
-    rollout["truncated"][1] = True
-    everyone = torch.ones(1, 1, 1, dtype=torch.bool)
-    rollout.cuts.append(Cut(1, torch.tensor([0]), CriticInput(torch.full((1, 1, 1), 100.0)), everyone))
-    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
+    networks, rollouts, beyond = played([Sum()], length=2)
+    rollouts[0]["truncated"][1] = True
+    beyond.truncations.append(struck(1, 1, T))
+    result = evaluated(networks, rollouts, beyond)
     # 1 + 2 + 100 after row 1; row 2 begins from zero
     assert result.successors.flatten().tolist() == [3.0, 103.0, 7.0, 12.0]
 
 
+def rests(rollout: Rollout, *rows: list[bool]) -> None:
+    """Say where a group's agents act."""
+    rollout.memory.create_tensor("active", (len(rollout.names), 1), torch.bool)
+    rollout["active"].copy_(torch.tensor(rows).view(4, 1, -1, 1))
+
+
 def test_a_critics_state_rests_where_its_agent_does_not_act() -> None:
-    networks, rollout = played([Sum(), Sum()], length=4)
-    active = torch.tensor([[T, T], [F, T], [T, T], [T, F]]).view(4, 1, 2, 1)
-    rollout.memory.create_tensor("active", (2, 1), torch.bool)
-    rollout["active"].copy_(active)
-    result = evaluate(networks, rollout, seen(rollout), None, over(rollout))
+    networks, rollouts, beyond = played([Sum(), Sum()], length=4)
+    rests(rollouts[0], [T, T], [F, T], [T, T], [T, F])
+    result = evaluated(networks, rollouts, beyond)
     # a skips row 1 (its value there means nothing): 1, then 1 + 3, + 4; b skips row 3: 1, 3, 6
     assert result.values[[0, 2, 3], 0, 0].flatten().tolist() == [1.0, 4.0, 8.0]
     assert result.values[:3, 0, 1].flatten().tolist() == [1.0, 3.0, 6.0]
@@ -311,22 +369,50 @@ def test_a_critics_state_rests_where_its_agent_does_not_act() -> None:
     assert result.successors[-1].flatten().tolist() == [13.0, 11.0]
 
 
-def test_one_critic_for_a_team_has_one_state_which_is_cleared_when_all_are_done() -> None:
+def test_distinct_critics_of_several_groups_follow_each_their_own_agent() -> None:
+    # nothing is said of b's acting: it always does
+    networks, rollouts, beyond = played([Sum(), Sum(10.0)], length=2, common=True, groups=("a", "b"))
+    rests(rollouts[0], [T], [F], [T], [T])
+    rollouts[1]["terminated"][1] = True
+    result = evaluated(networks, rollouts, beyond)
+    assert not networks.group.one_state
+    assert result.values[[0, 2, 3], 0, 0].flatten().tolist() == [1.0, 4.0, 8.0]
+    assert result.values[:, 0, 1].flatten().tolist() == [10.0, 30.0, 30.0, 70.0]  # 1, + 2; 3, + 4
+    assert result.chunk_states is not None
+    assert result.chunk_states.squeeze(-1).tolist() == [[0.0, 0.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("groups", [("ab",), ("a", "b")], ids=["one group", "two groups"])
+def test_one_critic_for_a_team_has_one_state_which_is_cleared_when_all_are_done(groups: tuple[str, ...]) -> None:
     critic = Sum()
-    networks, rollout = played([critic, critic], length=2)
-    rollout["terminated"][0, 0, 0] = True  # a alone
-    rollout["terminated"][2] = True  # both
-    rollout.last = CriticInput(torch.full((1, 1, 1), 5.0))
-    result = evaluate(networks, rollout, CriticInput(rollout.rows("states")[:, :1]), None, over(rollout))
+    networks, rollouts, beyond = played([critic, critic], length=2, common=True, groups=groups)
+    assert networks.group.one_state
+    rollouts[0]["terminated"][0, 0, 0] = True  # a alone
+    for rollout in rollouts:
+        rollout["terminated"][2] = True  # both
+    rests(rollouts[0], *[[F] * len(rollouts[0].names)] * 4)  # who acts is nothing to it
+    result = evaluated(networks, rollouts, beyond)
     assert result.values.squeeze().tolist() == [[1.0, 1.0], [3.0, 3.0], [6.0, 6.0], [4.0, 4.0]]
     assert result.successors.squeeze().tolist() == [[3.0, 3.0], [6.0, 6.0], [4.0, 4.0], [9.0, 9.0]]
     assert result.state is not None
     assert result.state.shape == (1, 1, 1)
     # agents of other groups may play on
-    result = evaluate(
-        networks, rollout, CriticInput(rollout.rows("states")[:, :1]), None, torch.zeros(4, 1, 1, 1).bool()
-    )
+    result = evaluated(networks, rollouts, beyond, over=torch.zeros(4, 1, 1, 1, dtype=torch.bool))
     assert result.values[:, 0, 0].flatten().tolist() == [1.0, 3.0, 6.0, 10.0]
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_what_a_single_agents_critic_remembers_follows_what_it_sees(common: bool) -> None:
+    """The team's state: until the whole team is done. Its own: by what the agent does."""
+    networks, rollouts, beyond = played([Sum()], length=2, common=common)
+    rests(rollouts[0], [T], [F], [T], [T])
+    rollouts[0]["terminated"][2] = True
+    result = evaluated(networks, rollouts, beyond, over=torch.zeros(4, 1, 1, 1, dtype=torch.bool))
+    assert networks.group.one_state == common
+    # 1, 3, 6, 10 of all rows; or 1, (skipped), 4, and 4 from zero
+    assert result.values[[0, 2, 3]].flatten().tolist() == ([1.0, 6.0, 10.0] if common else [1.0, 4.0, 4.0])
+    assert result.chunk_states is not None
+    assert result.chunk_states.flatten().tolist() == [0.0, 3.0 if common else 1.0]
 
 
 # ---- advantages ------------------------------------------------------------------------------------------------------

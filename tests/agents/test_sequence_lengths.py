@@ -87,9 +87,9 @@ def test_minibatches_have_at_least_one_sequence(length: int | None, rollouts: in
     counted: list[int] = []
     loss = agent._loss
 
-    def spy(learner: Any, batches: Any, statistics: Any) -> Any:
+    def spy(learner: Any, batches: Any, *rest: Any) -> Any:
         counted.append(batches[0].states.shape[0])
-        return loss(learner, batches, statistics)
+        return loss(learner, batches, *rest)
 
     agent._loss = spy
     train(agent, rollouts)
@@ -120,7 +120,7 @@ def test_a_rollout_need_not_be_a_multiple_of_the_length(kind: type[MultiAgent], 
     masks: list[int] = []
     loss = agent._loss
 
-    def spy(learner: Any, batches: Any, statistics: Any) -> Any:
+    def spy(learner: Any, batches: Any, *rest: Any) -> Any:
         masks.append(sum(int(batch.mask.sum()) for batch in batches))
         for batch in batches:
             for rows in (batch.states, batch.advantages, batch.returns, batch.values, batch.log_prob):
@@ -128,7 +128,7 @@ def test_a_rollout_need_not_be_a_multiple_of_the_length(kind: type[MultiAgent], 
                 assert bool((rows.masked_select(filled.expand_as(rows)) == 0).all())
                 # whatever stood there
                 rows.masked_fill_(filled.expand_as(rows), 1e6 if rows is not batch.log_prob else -5.0)
-        return loss(learner, batches, statistics)
+        return loss(learner, batches, *rest)
 
     if rollouts % 3:
         agent._loss = spy

@@ -56,14 +56,14 @@ def test_an_agent_may_be_truncated_alone(
     """In row 1 of environment 0 agent a is truncated and b goes on; environment 1 may end at the same moment."""
     agent = build(kind)
     successors: list[Tensor] = []
-    targets = agent._targets
+    evaluate = agent._evaluate
 
     def spy(*args: Any) -> Any:
-        result = targets(*args)
+        result = evaluate(*args)
         successors.append(result.successors.detach())
         return result
 
-    agent._targets = spy
+    agent._evaluate = spy
     nobody, rewards = flags([[0, 0], [0, 0]]), dict.fromkeys(NAMES, torch.zeros(ENVS, 1))
     with caplog.at_level(logging.WARNING):
         for t in range(STEPS):

@@ -89,12 +89,11 @@ def half_there(age: Tensor) -> dict[str, Any]:
 def predictions(agent: Any, learner: Any) -> list[Tensor]:
     """What the critics predict for the rollout's rows, on the scale of returns."""
     moment = agent._rollout_moment()
-    result = []
-    for group in learner.groups:
-        values, _ = agent.networks[group.names].values(agent._critic_rows(group, moment))
-        values = values.expand(-1, group.size, -1).unflatten(0, (4, -1))
-        result.append(agent._denormalise(learner, values))
-    return result
+    by_group = {}
+    for critics in learner.critics:
+        values, _ = agent.critic_networks[critics.names].values(agent._critic_rows(critics, moment))
+        by_group |= critics.by_group(values.expand(-1, len(critics.names), -1).unflatten(0, (4, -1)))
+    return [agent._denormalise(learner, by_group[group.names]) for group in learner.groups]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -110,10 +109,10 @@ def test_the_statistics_leave_predictions_as_they_are(case: Any, masks: Any) -> 
     moved: list[float] = []
     learn = agent._learn_returns
 
-    def spy(learner: Any, evaluations: Any, counting: Any) -> Any:
+    def spy(learner: Any, values: Any, counting: Any) -> Any:
         before = predictions(agent, learner)
         old = learner.value_preprocessor.members[0].moments()[0].item()
-        renewed = learn(learner, evaluations, counting)
+        renewed = learn(learner, values, counting)
         if agent_updates[0] > 0:  # before the first there is no scale
             for x, y in zip(before, predictions(agent, learner), strict=True):
                 torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-5 * float(x.abs().max()))

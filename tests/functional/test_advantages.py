@@ -278,6 +278,8 @@ def reference_gae(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One column at a time, in float64: cut into episodes, keep the own rows, then the plain formula.
 
+    :param acts_next: who acts after the last row; an action whose outcome is unknown by then has no advantage
+
     :return: advantages, returns, and whether each outcome is known
     """
     T = len(rollout["rewards"])
@@ -305,6 +307,8 @@ def reference_gae(
                 known[t][n] = u is not None or term[end] or trunc[end] or follows[n]
             advantage = 0.0
             for t, earned, beyond in reversed(trajectory):
+                if acts_next is not None and not known[t][n]:
+                    continue
                 advantage = earned + discount * beyond - v[t] + discount * gae_lambda * advantage
                 advantages[t][n] = advantage
                 returns[t][n] = advantage + v[t]
@@ -389,11 +393,12 @@ def test_masked_gae_against_each_agents_own_trajectory(
 ) -> None:
     rollout = random_rollout(length, (2, 3, 1), seed, ends, acts)
     acts_next = torch.rand(2, 3, 1, generator=torch.Generator().manual_seed(seed)) < 0.5
-    advantages, returns, known = reference_gae(rollout, discount, gae_lambda, acts_next)
-    mine = gae(**rollout, discount=discount, gae_lambda=gae_lambda)
-    torch.testing.assert_close(mine[0].double(), advantages, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mine[1].double(), returns, rtol=1e-5, atol=1e-5)
     done = rollout["terminated"] | rollout["truncated"]
+    for told in (None, acts_next):
+        advantages, returns, known = reference_gae(rollout, discount, gae_lambda, told)
+        mine = gae(**rollout, discount=discount, gae_lambda=gae_lambda, active_next=told)
+        torch.testing.assert_close(mine[0].double(), advantages, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine[1].double(), returns, rtol=1e-5, atol=1e-5)
     assert torch.equal(outcome_known(rollout["active"], done, acts_next), known)
 
 

@@ -300,6 +300,35 @@ def test_one_model_on_what_all_see_is_evaluated_once() -> None:
     assert values.shape == (6, 1, 1)
 
 
+@pytest.mark.parametrize(("pattern", "mode"), [([0, 0, 1, 1], "stacked"), ([0, 1, 0, 1, 1], "loop")])
+def test_each_model_sees_once_what_its_agents_see_alike(pattern: list[int], mode: str) -> None:
+    critics = [Value(OBSERVATION, BOX) for _ in range(2)]
+    both = batch_of([critics[i] for i in pattern])
+    assert both.mode == mode
+    rows: list[int] = []
+
+    def count(run: Any) -> Any:
+        def counted(inputs: Any, *args: Any) -> Any:
+            rows.append(inputs["states"].shape[-2])
+            return run(inputs, *args)
+
+        return counted
+
+    if mode == "stacked":
+        both._plan = count(both._plan)
+    else:
+        for critic in critics:
+            critic.compute = count(critic.compute)  # type: ignore[method-assign]
+    x = torch.randn(6, 1, WIDTH)
+    (values,) = both(x)
+    assert rows == ([6] if mode == "stacked" else [6, 6])
+    for i, column in zip(pattern, values.unbind(1), strict=True):
+        torch.testing.assert_close(column, critics[i].net(x[:, 0]))
+    rows.clear()
+    both(torch.randn(6, len(pattern), WIDTH))
+    assert rows == ([12] if mode == "stacked" else [12, 18])
+
+
 @pytest.mark.parametrize("common", [False, True])
 def test_one_model_with_ids(common: bool) -> None:
     model = Value(OBSERVATION, BOX, agent_ids=3)

@@ -29,8 +29,8 @@ def critic(team: str | dict[str, Any], pooling: str, **kwargs: Any) -> TeamValue
     return model
 
 
-def values(model: TeamValue, states: Tensor, active: Tensor | None = None) -> Tensor:
-    result: Tensor = model.compute({"states": states, "active": active})[0]
+def values(model: TeamValue, states: Tensor, present: Tensor | None = None) -> Tensor:
+    result: Tensor = model.compute({"states": states, "present": present})[0]
     return result
 
 
@@ -38,14 +38,14 @@ def by_agent(team: str, states: Tensor) -> list[Tensor]:
     return list(states.split([space.shape[0] for space in TEAMS[team].values()], dim=-1))
 
 
-def reference(model: TeamValue, team: str, states: Tensor, active: Tensor) -> Tensor:
+def reference(model: TeamValue, team: str, states: Tensor, present: Tensor) -> Tensor:
     """Environment by environment and agent by agent, from the layers by hand; absent agents' values are left at zero."""
     kinds = list(dict.fromkeys(space.shape[0] for space in TEAMS[team].values()))
-    result = torch.zeros(active.shape)
+    result = torch.zeros(present.shape)
     for row in range(len(states)):
         observed = [part[row] for part in by_agent(team, states)]
         own = [model.embeddings[kinds.index(len(x))](x.unsqueeze(0)).squeeze(0) for x in observed]
-        there = [j for j in range(len(own)) if bool(active[row, j])]
+        there = [j for j in range(len(own)) if bool(present[row, j])]
         for i in there:
             if model.pooling == "mean":
                 others = [own[j] for j in there if j != i]
@@ -73,9 +73,12 @@ def test_values_against_agent_by_agent(team: str, pooling: str) -> None:
     everyone = torch.ones(6, agents, dtype=torch.bool)
     torch.testing.assert_close(values(model, states), reference(model, team, states, everyone), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(values(model, states, everyone), values(model, states), atol=1e-6, rtol=1e-5)
-    active = torch.rand(6, agents) < 0.6
+    present = torch.rand(6, agents) < 0.6
     torch.testing.assert_close(
-        values(model, states, active) * active, reference(model, team, states, active) * active, atol=1e-6, rtol=1e-5
+        values(model, states, present) * present,
+        reference(model, team, states, present) * present,
+        atol=1e-6,
+        rtol=1e-5,
     )
 
 
@@ -86,15 +89,15 @@ def test_what_absent_agents_observe_changes_nothing(team: str, pooling: str, gar
     """Bit for bit: the values of those present, and every gradient."""
     model = critic(team, pooling)
     states = torch.randn(6, model.num_observations)
-    active = torch.tensor([[i % 2 == j % 2 or j == 2 for j in range(len(TEAMS[team]))] for i in range(5)])
-    active = torch.cat([active, torch.zeros_like(active[:1])])  # in the last row nobody is there
+    present = torch.tensor([[i % 2 == j % 2 or j == 2 for j in range(len(TEAMS[team]))] for i in range(5)])
+    present = torch.cat([present, torch.zeros_like(present[:1])])  # in the last row nobody is there
     other = states.clone()
-    for part, mask in zip(by_agent(team, other), active.unbind(1), strict=True):
+    for part, mask in zip(by_agent(team, other), present.unbind(1), strict=True):
         part[~mask] = garbage
     results = []
     for x in (states, other):
         model.zero_grad()
-        result = torch.where(active, values(model, x, active), 0.0)
+        result = torch.where(present, values(model, x, present), 0.0)
         result.square().sum().backward()
         results.append([result.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for one, two in zip(*results, strict=True):
@@ -106,9 +109,9 @@ def test_what_absent_agents_observe_changes_nothing(team: str, pooling: str, gar
 def test_a_value_depends_on_all_who_are_there(pooling: str) -> None:
     model = critic("mixed", pooling)
     states = torch.randn(1, model.num_observations, requires_grad=True)
-    active = torch.tensor([[True, True, False, True]])
+    present = torch.tensor([[True, True, False, True]])
     for i in (0, 1, 3):
-        (grad,) = torch.autograd.grad(values(model, states, active)[0, i], states)
+        (grad,) = torch.autograd.grad(values(model, states, present)[0, i], states)
         moved = [bool(part.any()) for part in by_agent("mixed", grad)]
         assert moved == [True, True, False, True]
 
@@ -129,10 +132,10 @@ def test_parameters_fit_teams_of_any_size(pooling: str) -> None:
     large.load_state_dict(small.state_dict())
     states = torch.randn(4, large.num_observations)
     # with two of its agents absent, the large team is the small one
-    active = torch.tensor([[True, False, False, True]]).expand(4, -1)
+    present = torch.tensor([[True, False, False, True]]).expand(4, -1)
     a, _, _, d = by_agent("mixed", states)
     torch.testing.assert_close(
-        values(large, states, active)[:, [0, 3]], values(small, torch.cat([a, d], dim=-1)), atol=1e-6, rtol=1e-5
+        values(large, states, present)[:, [0, 3]], values(small, torch.cat([a, d], dim=-1)), atol=1e-6, rtol=1e-5
     )
 
 
@@ -159,15 +162,15 @@ def test_a_batch_has_the_columns_of_its_agents(pooling: str) -> None:
         ModelBatch([model] * 2, "value", storage, ids[[0, 2]]),
         ModelBatch([model] * 2, "value", storage, ids[[1, 3]]),
     ]
-    states, active = torch.randn(5, 1, model.num_observations), torch.rand(5, 4) < 0.7
-    for seen in (None, active):
+    states, present = torch.randn(5, 1, model.num_observations), torch.rand(5, 4) < 0.7
+    for seen in (None, present):
         expected = values(model, states[:, 0], seen)
         for batch, columns in zip(groups, ([0, 2], [1, 3]), strict=True):
             assert batch.mode == "single"
             (result,) = batch(states, seen)
             assert torch.equal(result, expected[:, columns].unsqueeze(-1))
     storage.grad.zero_()
-    sum(batch(states, active)[0].sum() for batch in groups).backward()  # type: ignore[union-attr]
+    sum(batch(states, present)[0].sum() for batch in groups).backward()  # type: ignore[union-attr]
     assert bool(storage.grad.any())
 
 
@@ -202,9 +205,9 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="got 0 agents"):
         TeamValue({})
     model = critic("alike", "mean")
-    for states, active in ((torch.zeros(2, 5), None), (torch.zeros(2, 6), torch.ones(2, 2, dtype=torch.bool))):
-        with pytest.raises(ValueError, match=r"observations of 3 agents \[B, 6\] and active \[B, 3\], got"):
-            values(model, states, active)
+    for states, present in ((torch.zeros(2, 5), None), (torch.zeros(2, 6), torch.ones(2, 2, dtype=torch.bool))):
+        with pytest.raises(ValueError, match=r"observations of 3 agents \[B, 6\] and present \[B, 3\], got"):
+            values(model, states, present)
     batch = ModelBatch([model] * 3, "value", FlatParameters([[model]]), torch.eye(3))
     with pytest.raises(ValueError, match=r"one row per environment, \[B, 1, F\]: got \[2, 3, 6\]"):
         batch(torch.zeros(2, 3, 6))

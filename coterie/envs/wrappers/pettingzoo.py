@@ -104,7 +104,8 @@ class PettingZooEnv(MultiAgentEnv):
         # [..., None] before they become tensors: NumPy's views cost a fraction of torch's
         rewards = self._stack(np.array(earned, dtype=np.float32)[..., None])
         if True in over:
-            self._begin_again([copy for copy, ended in zip(self._copies, over, strict=True) if ended], buffers, infos)
+            ended = [copy for copy, ends in zip(self._copies, over, strict=True) if ends]
+            self._begin_again(ended, np.array(terminated), buffers, infos)
         states = self._publish(buffers, infos)
         terms = self._stack(np.array(terminated, dtype=np.bool_)[..., None])
         truncs = self._stack(np.array(truncated, dtype=np.bool_)[..., None])
@@ -146,14 +147,21 @@ class PettingZooEnv(MultiAgentEnv):
                 choice.update(zip(names, row, strict=True))
         return choices
 
-    def _begin_again(self, over: list[ParallelCopy], buffers: Buffers, infos: dict[str, Any]) -> None:
-        """Reset the copies whose episode is over; what they showed last goes into ``infos``."""
+    def _begin_again(
+        self, over: list[ParallelCopy], terminated: NDArray[np.bool_], buffers: Buffers, infos: dict[str, Any]
+    ) -> None:
+        """Reset the copies whose episode is over; what they showed last goes into ``infos``.
+
+        :param terminated: who has died, ``[E, A]``
+        """
         final = self._gather({group: buffer.copy() for group, buffer in buffers.items()})
         check_finite(final, "observation", f"step {self._age}")
         infos["final_states"] = final
-        infos["final_shared_states"] = (
-            self._own_states(over) if self.has_own_state else final.join(self.possible_agents)
-        )
+        if self.has_own_state:
+            infos["final_shared_states"] = self._own_states(over)
+        else:  # who dies as the time of others runs out is not there with them at the end
+            dead = terminated & ~terminated.all(axis=1, keepdims=True)
+            infos["final_shared_states"] = self._joined(final, dead)
         reported = [copy.infos if copy in over else None for copy in self._copies]
         if any(map(_says_something, reported)):
             infos["final_env_infos"] = reported
@@ -197,9 +205,15 @@ class PettingZooEnv(MultiAgentEnv):
         """Return the present observations side by side; zeros for absent agents, also for what they saw as they left."""
         if all(copy.complete for copy in self._copies):
             return states.join(self.possible_agents)
-        absent = ~self._tensor(np.array([copy.present for copy in self._copies]))
+        return self._joined(states, ~np.array([copy.present for copy in self._copies]))
+
+    def _joined(self, states: AgentTensors, absent: NDArray[np.bool_]) -> Tensor:
+        """Return observations side by side, with zeros where an agent is absent (``[E, A]``)."""
         names = self.possible_agents
-        return torch.cat([states[n].masked_fill(absent[:, i : i + 1], 0.0) for i, n in enumerate(names)], dim=1)
+        if not absent.any():
+            return states.join(names)
+        mask = self._tensor(absent)
+        return torch.cat([states[n].masked_fill(mask[:, i : i + 1], 0.0) for i, n in enumerate(names)], dim=1)
 
     def _own_states(self, copies: list[ParallelCopy]) -> Tensor:
         """Return the environments' states ``[E, state]``; zeros for those that are not among ``copies``."""

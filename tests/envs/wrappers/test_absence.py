@@ -132,6 +132,23 @@ def test_the_last_one_leaves_as_another_comes_back():
     assert [shown[4][5]["final_states"][n][0].tolist() for n in NAMES] == [[5, 1], [0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("truncated", [False, True])
+def test_who_dies_as_time_runs_out_is_not_in_the_last_state(truncated):
+    class LastMoment(Roster):
+        def step(self, actions):
+            states, rewards, terms, truncs, infos = super().step(actions)
+            if self.truncated and not self.agents:
+                terms["bob"], truncs["bob"] = True, False
+            return states, rewards, terms, truncs, infos
+
+    env = PettingZooEnv([LastMoment([NAMES, NAMES, []], truncated=truncated), Roster([NAMES] * 4)])
+    infos = play(env, 2)[-1][5]
+    # at moment 2 all observe [3, agent + 1]; where all die together the state is shown as it was
+    bob = [0, 0] if truncated else [3, 2]
+    assert infos["final_shared_states"][0].tolist() == [3, 1, *bob, 3, 3]
+    assert [infos["final_states"][n][0].tolist() for n in NAMES] == [[3, 1], [3, 2], [3, 3]]
+
+
 def test_everyone_dies_at_once_before_the_end():
     # nobody is left who could act: the episode is over, whatever the environment had in mind, and a new one begins
     moments = [["ada", "bob"], ["ada", "bob"], [], ["cat"], []]
