@@ -174,10 +174,9 @@ class ActingAgent(MultiAgent):
                     "begin anew"
                 )
 
-    def _observed(self, what: str, states: Mapping[str, Tensor], group: Group, masks: Masks) -> Tensor:
-        """A group's observations ``[E, A, F]``, zeros where an agent is absent."""
-        stack = self._stack(what, states, group.names, group.observation_width, NUMBERS, self._num_envs)
-        return blank(stack, masks.present(group.names))
+    def _observed(self, what: str, states: Mapping[str, Tensor], group: Group, present: Tensor | None) -> Tensor:
+        """A group's observations ``[E, A, F]``, zeros where an agent is not ``present``, bool ``[E, A, 1]``."""
+        return blank(self._stack(what, states, group.names, group.observation_width, NUMBERS, self._num_envs), present)
 
     def _choose(
         self, group: Group, observed: Tensor, masks: Masks, explores: bool

@@ -17,7 +17,7 @@ from coterie.agents.acting import ActingAgent
 from coterie.agents.checks import check_finite, check_memories
 from coterie.agents.group_networks import CriticInput
 from coterie.agents.groups import CriticGroup, Group
-from coterie.agents.intake import NUMBERS, Form, take_one
+from coterie.agents.intake import NUMBERS, Form, check_form, take_one
 from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
 from coterie.agents.rollout import Rollout, Successors, Truncation
@@ -192,7 +192,7 @@ class OnPolicyAgent(ActingAgent):
         grown = False
         for group in self.groups:
             names, rollout = group.names, self._storage[group.names]
-            observed = self._observed("states", states, group, masks)
+            observed = self._observed("states", states, group, masks.present(names))
             choice = self._taken(group, observed, actions, masks)
             earned = blank(self._stack("rewards", rewards, names), masks.present(names))
             done, timed_out = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
@@ -287,6 +287,9 @@ class OnPolicyAgent(ActingAgent):
         final = infos["final_states"] if resets else next_states
         shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
         if resets and bool((struck.any(dim=1) & ~over).any()):
+            for group in self.groups:
+                form = Form(group.observation_width, NUMBERS, over.shape[0], self.device)
+                check_form("final_states", final, group.names, form)
             final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
             going_on = self._shared_state(infos, "shared_next_states")
             shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
@@ -343,7 +346,7 @@ class OnPolicyAgent(ActingAgent):
         return Moment(
             self.groups,
             self.possible_agents,
-            lambda group: blank(self._stack(what, states, group.names, group.observation_width), present(group)),
+            lambda group: self._observed(what, states, group, present(group)),
             shared,
             present,
         )

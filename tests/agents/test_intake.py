@@ -338,3 +338,23 @@ def test_nothing_of_a_step_that_is_refused_is_taken_in(entrance: str) -> None:
     assert agent._acting.memory == {}
     agent.init()
     train(env, agent, lambda key, value: value, ROLLOUTS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda v: {**v, "b": v["b"][:1]}, r"final_states\['b'\]: expected a tensor of shape \[3, 3\], got \[1, 3\]"),
+        (lambda v: {"a": v["a"]}, r"final_states: no entry for agent 'b'"),
+    ],
+)
+def test_final_states_are_checked_too_where_a_time_limit_struck_some_while_others_go_on(
+    wrong: Callable[[Any], Any], message: str
+) -> None:
+    env, agent = build(DISCRETE)
+    states, _ = env.reset()
+    actions, _, _ = agent.act(states, 0, 1)
+    rewards = {uid: torch.zeros(E, 1) for uid in "ab"}
+    never = dict.fromkeys("ab", torch.zeros(E, 1, dtype=torch.bool))
+    struck = {"a": torch.tensor([[True], [True], [False]]), "b": torch.tensor([[True], [False], [False]])}
+    with pytest.raises((KeyError, ValueError), match=message):
+        agent.record_transition(states, actions, rewards, states, never, struck, {"final_states": wrong(states)}, 0, 1)
