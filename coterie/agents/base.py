@@ -16,7 +16,6 @@ tensors with an agent dimension: T time, E environment, A agent, F feature, B ba
 from __future__ import annotations
 
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,8 +33,8 @@ from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
 from coterie.agents.intake import Form, Kind, take_in
 from coterie.agents.masks import Masks, blank
-from coterie.agents.tracking import Tracker, experiment_directory, make_writable, start_wandb
-from coterie.episodes import EpisodeCounter
+from coterie.agents.records import RunRecords
+from coterie.agents.tracking import experiment_directory
 from coterie.memories.base import Memory
 from coterie.models.base import Model
 from coterie.models.scripted import ScriptedPolicy
@@ -111,15 +110,8 @@ class MultiAgent(ABC):
         self._acting = ActingState()
         self._evaluating, self._set_aside = False, self._acting  # that of training, during an evaluation
         self.experiment_dir = experiment_directory(self.cfg["experiment"], type(self).__name__)
-        self._tracker = Tracker(None)
-        self._write_interval = 0
-        self._checkpoint_interval = 0
-        self._episodes: EpisodeCounter | None = None
-        #: mean return of the team over the episodes that ended last, None before the first
-        self.recent_return: float | None = None
-        self._finished: list[tuple[Tensor, Tensor]] = []  # returns [N, A] and lengths [N] since the last writing
+        self.records = RunRecords(self.possible_agents)
         self._best_return = float("-inf")
-        self._started, self._clock = 0.0, (0, 0.0)  # time; time step and time of the last writing
         self._build()
 
     # ---- construction ------------------------------------------------------------------------------------------------
@@ -211,28 +203,8 @@ class MultiAgent(ABC):
 
         :raises OSError: the experiment's directory cannot be written
         """
-        experiment = self.cfg["experiment"]
-        timesteps = int((trainer_cfg or {}).get("timesteps", 0))
-
-        def interval(name: str, parts: int) -> int:
-            value = experiment[name]
-            if value != "auto":
-                return int(value)
-            return max(timesteps // parts, 1) if timesteps else 0
-
-        self._write_interval = interval("write_interval", 100)
-        self._checkpoint_interval = interval("checkpoint_interval", 10)
-        if self._write_interval > 0 or self._checkpoint_interval > 0:
-            make_writable(self.experiment_dir)
-        if experiment["wandb"]:
-            start_wandb(self.experiment_dir.name, self.cfg)
-        self._tracker.close()
-        self._tracker = Tracker(self.experiment_dir if self._write_interval > 0 else None)
+        self.records.begin(self.experiment_dir, self.cfg, int((trainer_cfg or {}).get("timesteps", 0)))
         self._acting = self._set_aside = ActingState()
-        self._episodes = None
-        self._finished.clear()
-        self._started = time.monotonic()
-        self._clock = (0, self._started)
 
     def pre_interaction(self, timestep: int, timesteps: int) -> None:  # noqa: B027 (few algorithms need it)
         """Called before each step's actions are chosen."""
@@ -279,35 +251,21 @@ class MultiAgent(ABC):
             self._stack("terminated", terminated, self.possible_agents)
             | self._stack("truncated", truncated, self.possible_agents)
         ).all(dim=1)
-        if self._episodes is None:
-            self._episodes = EpisodeCounter(earned.shape[0], self.possible_agents, earned.device)
         self._acting.masks = self._masks_of(infos, earned.shape[0], states)
-        finished = self._episodes.add(earned.squeeze(-1), ended.squeeze(-1))
-        if finished is not None:
-            self.recent_return = float(finished[0].sum(dim=1).mean())
-            if self._tracker.enabled:
-                self._finished.append(finished)
+        self.records.count_step(earned.squeeze(-1), ended.squeeze(-1))
 
-    def _track_episodes(self) -> None:
-        """Track the episodes that ended since the last writing, each of which counts the same."""
-        if not self._finished:
-            return
-        returns, lengths = (torch.cat(parts) for parts in zip(*self._finished, strict=True))
-        self._finished.clear()
-        team = returns.sum(dim=1)
-        for name, values in (("Reward / Total reward", team), ("Episode / Total timesteps", lengths.double())):
-            self.track_data(f"{name} (max)", values.max())
-            self.track_data(f"{name} (min)", values.min())
-            self.track_data(f"{name} (mean)", values.mean())
-        for uid, mean in zip(self.possible_agents, returns.mean(dim=0), strict=True):
-            self.track_data(f"Reward / Total reward ({uid})", mean)
+    @property
+    def recent_return(self) -> float | None:
+        """Mean return of the team over the episodes that ended last, None before the first."""
+        return self.records.recent_return
 
     def post_interaction(self, timestep: int, timesteps: int) -> None:
         """Called after each step was recorded: updates, then writes metrics and checkpoints when they are due."""
         step = timestep + 1
-        if self._write_interval > 0 and (step % self._write_interval == 0 or step == timesteps):
+        records = self.records
+        if records.due(records.write_interval, step, timesteps):
             self.write_tracking_data(step, timesteps)
-        if self._checkpoint_interval > 0 and (step % self._checkpoint_interval == 0 or step == timesteps):
+        if records.due(records.checkpoint_interval, step, timesteps):
             self.write_checkpoint(step, timesteps)
 
     @abstractmethod
@@ -355,7 +313,7 @@ class MultiAgent(ABC):
         """Number of environments whose steps are recorded, None before it is known."""
         if self.memories:
             return next(iter(self.memories.values())).num_envs
-        return None if self._episodes is None else self._episodes.num_envs
+        return self.records.num_envs
 
     @property
     def _masks(self) -> Masks:
@@ -382,19 +340,11 @@ class MultiAgent(ABC):
 
     def track_data(self, tag: str, value: Any) -> None:
         """Remember a scalar (a number or a tensor of one element) for the next writing of metrics."""
-        self._tracker.track(tag, value)
+        self.records.tracker.track(tag, value)
 
     def write_tracking_data(self, timestep: int, timesteps: int) -> None:
         """Write what was tracked since the last time to TensorBoard and ``metrics.csv``."""
-        self._track_episodes()
-        now = time.monotonic()
-        steps, since = timestep - self._clock[0], now - self._clock[1]
-        if self._episodes is not None and steps > 0 and since > 0:
-            environments = self._episodes.num_envs
-            self.track_data("Performance / Steps per second", steps * environments / since)
-            self.track_data("Performance / Training seconds", now - self._started)
-        self._clock = (timestep, now)
-        self._tracker.write(timestep)
+        self.records.write(timestep)
 
     def write_checkpoint(self, timestep: int, timesteps: int) -> None:
         """Write ``checkpoints/agent_<timestep>.pt`` (with ``store_separately`` a file per model, for ``model.load``)."""
@@ -413,15 +363,10 @@ class MultiAgent(ABC):
 
         :param results: with ``"mean"`` and ``"std"`` of the team's return, and ``"agents"``, each agent's mean return
         """
-        self.track_data("Evaluation / Return (mean)", results["mean"])
-        self.track_data("Evaluation / Return (std)", results["std"])
-        for uid, value in results["agents"].items():
-            self.track_data(f"Evaluation / Return ({uid})", value)
-        self.write_tracking_data(timestep, timesteps)
-        self._clock = (timestep, time.monotonic())  # the evaluation's time is not the training's
+        self.records.write_evaluation(results, timestep)
         if results["mean"] > self._best_return:
             self._best_return = float(results["mean"])
-            if self._checkpoint_interval > 0:
+            if self.records.checkpoint_interval > 0:
                 self.save(self.best_checkpoint)
 
     @property

@@ -437,7 +437,7 @@ class MultiAgentPPO(OnPolicyAgent):
                 group.state_preprocessor(rollout.rows("states"), train=True, mask=rollout.row_mask("active"))
 
     def _track(self, learner: Learner, statistics: UpdateStatistics) -> None:
-        if not self._tracker.enabled:
+        if not self.records.tracker.enabled:
             return
         explained = {}
         for group, mask in zip(learner.groups, self._counting(learner), strict=True):

@@ -457,15 +457,17 @@ def test_rewards_are_shaped_for_each_agent() -> None:
 
 def tracked(agent: MultiAgent, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    monkeypatch.setattr(type(agent._tracker), "enabled", True)
-    monkeypatch.setattr(agent, "track_data", lambda tag, value: found.setdefault(tag, []).append(float(value)))
+    monkeypatch.setattr(type(agent.records.tracker), "enabled", True)
+    monkeypatch.setattr(
+        agent.records.tracker, "track", lambda tag, value: found.setdefault(tag, []).append(float(value))
+    )
     return found
 
 
 def step(agent: MultiAgent, a: list[float], b: list[float], ended: list[int], how: str = "terminated") -> None:
     rewards = {"a": torch.tensor(a).view(-1, 1), "b": torch.tensor(b).view(-1, 1)}
     record(agent, rewards=rewards, **{how: flags(*ended)})
-    agent._track_episodes()
+    agent.records.track_episodes()
 
 
 @pytest.mark.parametrize("how", ["terminated", "truncated"])
@@ -501,12 +503,12 @@ def test_an_episode_is_over_when_it_is_for_every_agent(monkeypatch: pytest.Monke
     found = tracked(agent, monkeypatch)
     ends = {"a": torch.tensor([[True], [False], [False]]), "b": torch.zeros(ENVS, 1, dtype=torch.bool)}
     record(agent, rewards=dict.fromkeys(NAMES, torch.ones(ENVS, 1)), terminated=ends)
-    agent._track_episodes()
+    agent.records.track_episodes()
     assert found == {}, "b goes on after a died"
     cut = {"a": torch.zeros(ENVS, 1, dtype=torch.bool), "b": torch.tensor([[True], [False], [False]])}
     rewards = {"a": torch.zeros(ENVS, 1), "b": torch.ones(ENVS, 1)}
     record(agent, rewards=rewards, terminated=ends, truncated=cut)
-    agent._track_episodes()
+    agent.records.track_episodes()
     assert found["Reward / Total reward (a)"] == [1.0]
     assert found["Reward / Total reward (b)"] == [2.0]
 

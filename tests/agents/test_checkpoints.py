@@ -450,7 +450,7 @@ def test_the_best_agent_is_kept() -> None:
     resumed.load(agent.best_checkpoint)
     assert_same(resumed.models["a"]["policy"].state_dict(), best)
     # a resumed run knows what it has to beat
-    resumed.experiment_dir, resumed._checkpoint_interval = Path("other"), 1
+    resumed.experiment_dir, resumed.records.checkpoint_interval = Path("other"), 1
     resumed.record_evaluation({"mean": 0.9, **results}, 30, 100)
     assert not resumed.best_checkpoint.exists()
     resumed.record_evaluation({"mean": 1.1, **results}, 40, 100)

@@ -334,7 +334,7 @@ def test_nothing_of_a_step_that_is_refused_is_taken_in(entrance: str) -> None:
     with pytest.raises(ValueError, match=rf"{entrance}\['b'\]: expected a tensor of shape \[3, .\], got \[1, .\]"):
         train(env, agent, spoil, 1)
     assert [agent._storage[uid,].memory.memory_index for uid in "ab"] == [0, 0]
-    assert agent._episodes is None
+    assert agent.records.num_envs is None
     assert agent._acting.memory == {}
     agent.init()
     train(env, agent, lambda key, value: value, ROLLOUTS)

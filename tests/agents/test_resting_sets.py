@@ -56,8 +56,10 @@ def test_an_agent_that_was_absent_throughout_rests(scheduler: type | None) -> No
 
     before = {uid: everything(uid) for uid in NAMES}
     tracked: list[str] = []
-    agent._tracker.close()
-    agent._tracker = type("Records", (), {"enabled": True, "track": lambda self, tag, value: tracked.append(tag)})()
+    agent.records.tracker.close()
+    agent.records.tracker = type(
+        "Records", (), {"enabled": True, "track": lambda self, tag, value: tracked.append(tag)}
+    )()
     play(agent, STEPS, 4, alive=False)
     same = {uid: all(map(torch.equal, before[uid], everything(uid))) for uid in NAMES}
     assert same == {"a": False, "b": True}

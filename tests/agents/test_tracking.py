@@ -149,7 +149,7 @@ def test_tags(discrete: bool) -> None:
     agent = build(discrete, write_interval=4)
     agent.init({"timesteps": 8})
     play(agent, 8, 8)
-    agent._tracker.close()
+    agent.records.tracker.close()
     found = scalars(Path("runs/run"))
     own = {
         "Reward / Total reward",
@@ -201,7 +201,7 @@ def test_intervals(interval: Any, timesteps: int, steps: int, written: list[int]
     agent = build(write_interval=interval)
     agent.init({"timesteps": timesteps})
     play(agent, steps, timesteps)
-    agent._tracker.close()
+    agent.records.tracker.close()
     if not written:
         assert not Path("runs").exists()
         return
@@ -247,7 +247,7 @@ def test_ones_own_values_are_written_too() -> None:
     agent.track_data("Mine / Number", 3)
     agent.track_data("Mine / Number", torch.tensor(5.0))
     play(agent, 2, 8)
-    agent._tracker.close()
+    agent.records.tracker.close()
     assert scalars(Path("runs/run"))["Mine / Number"] == [(2, 4.0)]
 
 
@@ -255,7 +255,7 @@ def test_an_evaluation_is_written_at_once() -> None:
     agent = build(write_interval=1000)
     agent.init({"timesteps": 8000})
     agent.record_evaluation({"mean": 3.0, "std": 0.5, "agents": {"a": 1.0, "b": 2.0}}, 40, 8000)
-    agent._tracker.close()
+    agent.records.tracker.close()
     found = scalars(Path("runs/run"))
     assert found["Evaluation / Return (mean)"] == [(40, 3.0)]
     assert found["Evaluation / Return (std)"] == [(40, 0.5)]
