@@ -196,7 +196,7 @@ class ActingAgent(MultiAgent):
         distribution, before, after = self._look(group, observed, masks, allowed, None)
         if explores:
             inputs = {"states": observed, "action_masks": allowed}
-            latent = distribution.latent(group.policy.models[0].random_act(inputs, "policy")[0])
+            latent = distribution.latent(group.policy.models[0].random_act(inputs, group.policy.role)[0])
         else:
             latent = distribution.sample()
         choice = Choice(distribution.actions(latent), latent, distribution.log_prob(latent), before, after)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.acting_state import ActingState
 from coterie.agents.checkpoints import load_team, load_teammates, save_team, write_checkpoint
-from coterie.agents.checks import check_finite, check_models, check_policies, team_device, with_scripts
+from coterie.agents.checks import acting_role, check_finite, check_models, check_policies, team_device, with_scripts
 from coterie.agents.config import Config, Key, resolve, scheduled_value
 from coterie.agents.groups import Group, Learner, TeamMember, build_learners
 from coterie.agents.intake import Form, Kind, take_in
@@ -46,8 +46,9 @@ class MultiAgent(ABC):
     """A team of agents. An algorithm writes :meth:`act`, :meth:`record_transition` and :meth:`_update`.
 
     :param possible_agents: the agents' names
-    :param models: ``{uid: {"policy": ..., "value": ...}}``; the same object for several agents means shared parameters. A
-        policy may be a plain function ``(states, action_masks) -> actions``, see :class:`ScriptedPolicy`
+    :param models: ``{uid: {role: model}}`` with the roles that the algorithm learns, such as ``"policy"`` and ``"value"``; the
+        same object for several agents means shared parameters. An agent that does not learn has a ``"policy"`` (or ``"q"``)
+        of any kind, which may be a plain function ``(states, action_masks) -> actions``, see :class:`ScriptedPolicy`
     :param memories: one memory per agent that learns, whose tensors become views of the group's storage; None to act and
         evaluate only
     :param observation_spaces: space of each agent's observation; taken from the policies by default
@@ -61,6 +62,8 @@ class MultiAgent(ABC):
     :raises TypeError: a model or a memory of the wrong kind
     """
 
+    #: roles of the models that learn, first that of those which act
+    learned_roles: ClassVar[tuple[str, ...]] = ("policy", "value")
     DEFAULT_CONFIG: ClassVar[Config]
     KEYS: ClassVar[Mapping[str, Key]]
     #: keys that belong to parameters: agents that share a model must agree on their values
@@ -92,8 +95,8 @@ class MultiAgent(ABC):
         self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
         #: agents that learn; the others act and are seen by critics
         self.learning_agents = [uid for uid in self.possible_agents if self._learns(uid)]
-        check_models(self.models, self.learning_agents)
-        policies = {uid: roles["policy"] for uid, roles in self.models.items()}
+        check_models(self.models, self.learning_agents, self.learned_roles)
+        policies = {uid: roles[acting_role(roles)] for uid, roles in self.models.items()}
         if observation_spaces is None:
             observation_spaces = {uid: policy.observation_space for uid, policy in policies.items()}
         if action_spaces is None:
@@ -103,8 +106,8 @@ class MultiAgent(ABC):
         shared = shared_observation_spaces
         self.shared_observation_spaces = None if shared is None else self._by_agent("shared_observation_spaces", shared)
         self.memories = None if memories is None else self._memories(memories)
-        check_policies(self.models, self.observation_spaces, self.action_spaces)
-        self.learners = self._partition()
+        check_policies(policies, self.observation_spaces, self.action_spaces)
+        self.learners = self._partition(self.models)
         self.groups: list[Group] = [group for learner in self.learners for group in learner.groups]
         self.training = False
         self._acting = ActingState()
@@ -132,7 +135,7 @@ class MultiAgent(ABC):
         return {uid: values[uid] for uid in self.possible_agents}
 
     def _learns(self, uid: str) -> bool:
-        scripted = isinstance(self.models[uid]["policy"], ScriptedPolicy) if "policy" in self.models[uid] else False
+        scripted = isinstance(self.models[uid].get("policy"), ScriptedPolicy)
         return bool(self.agent_cfg["trainable"][uid]) and not scripted
 
     def _memories(self, memories: Mapping[str, Memory]) -> dict[str, Memory]:
@@ -143,22 +146,23 @@ class MultiAgent(ABC):
         by_agent = self._by_agent("memories", given)
         return {uid: memory for uid, memory in by_agent.items() if memory is not None or uid in self.learning_agents}
 
-    def _partition(self) -> list[Learner]:
+    def _partition(self, models: Mapping[str, Mapping[str, Model]]) -> list[Learner]:
+        """Groups and learners of the team with these models, its own or copies of them."""
         members = [
             TeamMember(
                 name=uid,
                 index=i,
-                models={role: self.models[uid][role] for role in self._trained(uid)},
+                models={role: models[uid][role] for role in self._trained(uid)},
+                role=acting_role(models[uid]),
                 observation_space=self.observation_spaces[uid],
                 action_space=self.action_spaces[uid],
                 state_space=None if self.shared_observation_spaces is None else self.shared_observation_spaces[uid],
                 own=self._settings(self.OWN_KEYS, uid),
                 common={
                     **self._settings(self.COMMON_KEYS, uid),
-                    "get_specification()": repr(
-                        [self.models[uid][role].get_specification() for role in self._trained(uid)]
-                    ),
+                    "get_specification()": repr([models[uid][role].get_specification() for role in self._trained(uid)]),
                 },
+                tie=self._tie(uid),
             )
             for i, uid in enumerate(self.possible_agents)
         ]
@@ -166,8 +170,12 @@ class MultiAgent(ABC):
 
     def _trained(self, uid: str) -> list[str]:
         """The roles of an agent's models that take part: nobody asks the critic of one that does not learn."""
-        roles = ("policy", "value") if uid in self.learning_agents else ("policy",)
+        roles = self.learned_roles if uid in self.learning_agents else (acting_role(self.models[uid]),)
         return [role for role in roles if role in self.models[uid]]
+
+    def _tie(self, uid: str) -> Hashable:
+        """What agents that learn from one loss have in common, whatever their models; None for a loss of one's own."""
+        return None
 
     def _settings(self, keys: Sequence[str], uid: str) -> dict[str, str]:
         """The values that ``uid`` has of some keys, as something that compares."""

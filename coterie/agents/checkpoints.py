@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from coterie._version import __version__
+from coterie.agents.checks import acting_role
 
 if TYPE_CHECKING:
     from coterie.agents.base import MultiAgent
@@ -138,8 +139,9 @@ def load_teammates(team: MultiAgent, path: str | os.PathLike[str], sources: Mapp
                 f"{uid!r} from {source!r}: expected one of {team.possible_agents} from one of {contents['agents']}"
             )
             continue
-        for role in ("policy", "state_preprocessor"):
-            mine, theirs = owners[uid].get(role), contents["owners"][source].get(role)
+        here, there = owners[uid], contents["owners"][source]
+        for role, its_role in ((acting_role(here), acting_role(there)), ("state_preprocessor",) * 2):
+            mine, theirs = here.get(role), there.get(its_role)
             if mine is None and theirs is None:
                 continue
             if mine is None or theirs is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -21,6 +21,7 @@ from coterie.models.scripted import ScriptedPolicy
 from coterie.spaces import flat_size
 
 __all__ = [
+    "acting_role",
     "check_finite",
     "check_memories",
     "check_models",
@@ -29,6 +30,11 @@ __all__ = [
     "team_device",
     "with_scripts",
 ]
+
+
+def acting_role(roles: Collection[str]) -> str:
+    """The role of the model that an agent acts by: ``"policy"`` where it has one, else ``"q"``."""
+    return "policy" if "policy" in roles or "q" not in roles else "q"
 
 
 def with_scripts(
@@ -59,36 +65,43 @@ def team_device(models: Mapping[str, Mapping[str, Any]], device: str | torch.dev
     """Where a team is computed: where the user says, or where its first network is."""
     if device is not None:
         return torch.device(device)
-    policies = [roles.get("policy") for roles in models.values()]
+    policies = [roles.get(acting_role(roles)) for roles in models.values()]
     networks = [policy for policy in policies if isinstance(policy, Model) and not isinstance(policy, ScriptedPolicy)]
     return networks[0].device if networks else torch.device("cpu")
 
 
-def check_models(models: Mapping[str, Mapping[str, Model]], learning: Sequence[str]) -> None:
+def check_models(
+    models: Mapping[str, Mapping[str, Model]], learning: Sequence[str], learned_roles: Sequence[str]
+) -> None:
     """Check the roles and kinds of a team's models, and create the parameters of lazy ones.
 
     :param learning: the agents that learn
+    :param learned_roles: the roles of what they learn, first that of the models they act by
 
     :raises TypeError: something that is no model, or a policy without a distribution
-    :raises ValueError: an agent without a policy, or critics for some agents only
+    :raises ValueError: an agent without a model to act by, or critics for some agents only
     """
+    first, *others = learned_roles
     for uid, roles in models.items():
-        if "policy" not in roles:
-            raise ValueError(f"models[{uid!r}]: expected a 'policy', got {sorted(roles)}")
+        acting = acting_role(roles)
+        if acting not in roles or (uid in learning and acting != first):
+            others_too = "" if acting not in roles else f" ({acting!r} is for agents with cfg['trainable'] False)"
+            raise ValueError(f"models[{uid!r}]: expected a {first!r}, got {sorted(roles)}{others_too}")
         for role, model in roles.items():
             if not isinstance(model, Model):
                 raise TypeError(f"models[{uid!r}][{role!r}]: expected a coterie Model, got {type(model).__name__}")
             model.to(model.device)  # hand-written models need not place their layers themselves
             model.init_state_dict(role)
-        policy = roles["policy"]
+        policy = roles[acting]
         if not isinstance(policy, (StochasticMixin, ScriptedPolicy)):
             raise TypeError(
-                f"models[{uid!r}]['policy']: expected a model with a distribution, such as a GaussianMixin or a "
+                f"models[{uid!r}][{acting!r}]: expected a model with a distribution, such as a GaussianMixin or a "
                 f"CategoricalMixin, got {type(policy).__name__}"
             )
-    with_value = [uid for uid in learning if "value" in models[uid]]
-    if with_value and len(with_value) != len(learning):
-        raise ValueError(f"expected a value model for every agent that learns or for none, only {with_value} have one")
+    for role in others:
+        having = [uid for uid in learning if role in models[uid]]
+        if having and len(having) != len(learning):
+            raise ValueError(f"expected a {role} model for every agent that learns or for none, only {having} have one")
     _check_sharing(models, learning)
 
 
@@ -99,7 +112,8 @@ def _check_sharing(models: Mapping[str, Mapping[str, Model]], learning: Sequence
         for parameter in dict.fromkeys(p for model in models[uid].values() for p in model.parameters()):
             taught.setdefault(id(parameter), []).append(uid)
     for uid in (name for name in models if name not in learning):
-        sharing = next((taught[id(p)] for p in models[uid]["policy"].parameters() if id(p) in taught), None)
+        acting = models[uid][acting_role(models[uid])]
+        sharing = next((taught[id(p)] for p in acting.parameters() if id(p) in taught), None)
         if sharing is not None:
             raise ValueError(
                 f"{uid!r} does not learn (cfg['trainable']) but shares its policy with agents that do, {sharing}: give it a "
@@ -108,7 +122,7 @@ def _check_sharing(models: Mapping[str, Mapping[str, Model]], learning: Sequence
 
 
 def check_policies(
-    models: Mapping[str, Mapping[str, Model]],
+    policies: Mapping[str, Model],
     observation_spaces: Mapping[str, gymnasium.Space],
     action_spaces: Mapping[str, gymnasium.Space],
 ) -> None:
@@ -116,8 +130,8 @@ def check_policies(
 
     :raises ValueError: one was built for another size, other choices, or other bounds of actions
     """
-    for uid, roles in models.items():
-        policy, theirs = roles["policy"], action_spaces[uid]
+    for uid, policy in policies.items():
+        theirs = action_spaces[uid]
         for what, mine, space in (
             ("observations", policy.num_observations, observation_spaces[uid]),
             ("actions", policy.num_actions, theirs),

@@ -35,8 +35,11 @@ __all__ = ["CriticGroup", "Group", "Learner", "TeamMember", "build_learners"]
 class TeamMember:
     """One agent as the partition sees it.
 
+    :param models: those that take part, by role
     :param own: settings by key that belong to parameters: agents that share a model must agree on them
     :param common: settings by key that belong to the loop of an update: agents that are trained together must agree on them
+    :param role: that of the model it acts by
+    :param tie: agents of equal ties learn from one loss, also where they share no model; None for no tie
     """
 
     name: str
@@ -47,6 +50,13 @@ class TeamMember:
     state_space: gymnasium.Space | None
     own: Mapping[str, Any]
     common: Mapping[str, Any]
+    role: str = "policy"
+    tie: Hashable = None
+
+    @property
+    def acting(self) -> Model:
+        """The model it acts by."""
+        return self.models[self.role]
 
     def spaces(self) -> tuple[str, ...]:
         """A text for each space: equal for agents whose data stack."""
@@ -57,8 +67,9 @@ class TeamMember:
 class Group:
     """Agents of equal spaces whose models run as one batch.
 
-    ``sets[i]`` is the parameter set, within the learner, of the i-th agent. Scripted agents have ``scripts`` in place of a
-    policy. ``value`` may serve agents of other groups too: it is that of the :class:`CriticGroup`.
+    ``policy`` is what the agents act by, whatever its role. ``sets[i]`` is the parameter set, within the learner, of the i-th
+    agent. Scripted agents have ``scripts`` in place of a policy. ``value`` may serve agents of other groups too: it is that of
+    the :class:`CriticGroup`.
     """
 
     names: tuple[str, ...]
@@ -198,10 +209,12 @@ def build_learners(
 
 
 def _parameter_sets(members: Sequence[TeamMember]) -> list[list[TeamMember]]:
-    """Agents connected by shared parameters together, in the team's order."""
-    sets: list[tuple[set[int], list[TeamMember]]] = []
+    """Agents connected by shared parameters or ties together, in the team's order."""
+    sets: list[tuple[set[Hashable], list[TeamMember]]] = []
     for member in members:
-        mine = {id(p) for model in member.models.values() for p in model.parameters()}
+        mine: set[Hashable] = {id(p) for model in member.models.values() for p in model.parameters()}
+        if member.tie is not None:
+            mine.add(member.tie)
         joined = [entry for entry in sets if entry[0] & mine]
         sets = [entry for entry in sets if not any(entry is other for other in joined)]
         together = [other for entry in joined for other in entry[1]]
@@ -216,9 +229,11 @@ def _parameter_sets(members: Sequence[TeamMember]) -> list[list[TeamMember]]:
                 if mine[key] != theirs[key]
             ]
             if differing:
+                tied = first.tie is not None and first.tie == member.tie
+                bond = "learn from one loss" if tied else "share a model"
                 raise ValueError(
-                    f"agents {first.name!r} and {member.name!r} share a model but not the settings of its training: "
-                    f"{'; '.join(differing)}. Give them equal values, or models of their own"
+                    f"agents {first.name!r} and {member.name!r} {bond} but not the settings of its training: "
+                    f"{'; '.join(differing)}. Give them equal values" + ("" if tied else ", or models of their own")
                 )
     return sorted((sorted(t, key=lambda m: m.index) for _, t in sets), key=lambda t: t[0].index)
 
@@ -254,20 +269,20 @@ def _alike_sets(sets: Sequence[list[TeamMember]]) -> list[list[list[TeamMember]]
 
 
 def _build(sets: list[list[TeamMember]], ids: Tensor, common_critic_input: bool) -> Learner:
-    policies = [_unique([m.models["policy"] for m in team]) for team in sets]
-    values = [_unique([m.models["value"] for m in team if "value" in m.models]) for team in sets]
-    storage = FlatParameters([[*p, *v] for p, v in zip(policies, values, strict=True)])
+    policies = [_unique([m.acting for m in team]) for team in sets]
+    others = [_unique([model for m in team for role, model in m.models.items() if role != m.role]) for team in sets]
+    storage = FlatParameters([[*p, *o] for p, o in zip(policies, others, strict=True)])
     alike: dict[Hashable, list[tuple[int, TeamMember]]] = {}
     for s, team in enumerate(sets):
         for member in team:
-            key = member.spaces(), _distribution_kind(member.models["policy"])
+            key = member.spaces(), member.role, _distribution_kind(member.acting)
             alike.setdefault(key, []).append((s, member))
     groups = []
     for entries in alike.values():
         team = _together([member for _, member in entries]) if len(sets) == 1 else [member for _, member in entries]
         set_of = {member.name: s for s, member in entries}
         positions = ids[[member.index for member in team]]
-        acting = [m.models["policy"] for m in team]
+        acting = [m.acting for m in team]
         scripts = [policy for policy in acting if isinstance(policy, ScriptedPolicy)]
         groups.append(
             Group(
@@ -276,7 +291,7 @@ def _build(sets: list[list[TeamMember]], ids: Tensor, common_critic_input: bool)
                 action_space=team[0].action_space,
                 state_space=team[0].state_space,
                 sets=[set_of[member.name] for member in team],
-                policy=None if scripts else ModelBatch(acting, "policy", storage, positions),
+                policy=None if scripts else ModelBatch(acting, team[0].role, storage, positions),
                 value=None,
                 scripts=scripts or None,
             )
@@ -326,7 +341,7 @@ def _distribution_kind(policy: Model) -> Hashable:
 
 
 def _together(team: list[TeamMember]) -> list[TeamMember]:
-    """Order agents so that those of one policy stand together."""
-    order = _unique([member.models["policy"] for member in team])
-    key: Callable[[TeamMember], int] = lambda member: order.index(member.models["policy"])  # noqa: E731
+    """Order agents so that those of one acting model stand together."""
+    order = _unique([member.acting for member in team])
+    key: Callable[[TeamMember], int] = lambda member: order.index(member.acting)  # noqa: E731
     return sorted(team, key=key)
