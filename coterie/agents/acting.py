@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import Tensor
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.acting_state import Choice
 from coterie.agents.base import MultiAgent
-from coterie.agents.group_networks import CriticNetworks, GroupNetworks, Recall
-from coterie.agents.groups import CriticGroup, Group, Learner
-from coterie.agents.intake import FLAGS, NUMBERS, Form, actions_of, as_stacks, check_form
+from coterie.agents.group_networks import GroupNetworks, Recall
+from coterie.agents.groups import Group, Learner
+from coterie.agents.intake import FLAGS, NUMBERS
 from coterie.agents.masks import Masks, blank
 from coterie.agents.normalisation import SetPreprocessor, check_agreement, make_preprocessor
 from coterie.agents.outputs import Outputs
@@ -31,7 +30,6 @@ class ActingAgent(MultiAgent):
 
     def _build(self) -> None:
         super()._build()
-        self._check_critics()
         for learner in self.learners:
             self._make_preprocessors(learner)
         mixed = {learner.names[0]: self._mixed_precision(learner.names[0]) for learner in self.learners}
@@ -40,26 +38,8 @@ class ActingAgent(MultiAgent):
             for learner in self.learners
             for group in learner.groups
         }
-        self.critic_networks = {
-            critics.names: CriticNetworks(
-                critics, self.device, mixed[learner.names[0]], self.critic_preprocessor(critics)
-            )
-            for learner in self.learners
-            for critics in learner.critics
-        }
 
     # ---- construction ----------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _check_critics(self) -> None:
-        """Check that critics fit what they will see.
-
-        :raises ValueError: one does not
-        """
-
-    @abstractmethod
-    def critic_preprocessor(self, critics: CriticGroup) -> SetPreprocessor | None:
-        """What normalises the critics' inputs."""
 
     def _make_preprocessors(self, learner: Learner) -> None:
         """Build the configured normalisers: one for each parameter set, since one network has one input scale.
@@ -70,8 +50,6 @@ class ActingAgent(MultiAgent):
         for group in learner.groups:
             if group.scripts is None:
                 group.state_preprocessor = self._preprocessor(group, "state_preprocessor", group.observation_space)
-        if self.learns(learner):
-            learner.value_preprocessor = self._preprocessor(learner.groups[0], "value_preprocessor", 1)
 
     def _check_agreement(self, learner: Learner, key: str) -> None:
         owners = dict(zip(learner.names, learner.sets, strict=True))
@@ -226,67 +204,6 @@ class ActingAgent(MultiAgent):
         memory = self._acting.memory
         for names, state in memory.items():
             memory[names] = state.masked_fill(self._stack("episode_starts", ended, names, 1, FLAGS, rows), 0.0)
-
-    # ---- recording --------------------------------------------------------------------------------------------------------
-
-    def _take_in(
-        self,
-        states: Mapping[str, Tensor],
-        actions: Mapping[str, Tensor],
-        rewards: Mapping[str, Tensor],
-        next_states: Mapping[str, Tensor],
-        terminated: Mapping[str, Tensor],
-        truncated: Mapping[str, Tensor],
-        infos: Mapping[str, Any],
-    ) -> tuple[AgentTensors, AgentTensors, AgentTensors, Mapping[str, Tensor], AgentTensors, AgentTensors]:
-        """Check one step, before anything of it is taken in, and stack what is used at once: all but ``next_states``.
-
-        :raises KeyError, TypeError, ValueError: see :func:`take_in`
-        :raises RuntimeError: during an evaluation
-        """
-        if self._evaluating and self.memories is not None:
-            raise RuntimeError(
-                "record_transition during an evaluation, which is not learned from: leave the call out, or go back to training "
-                "with agent.set_running_mode('train')"
-            )
-        if not isinstance(infos, Mapping):
-            raise TypeError(f"infos: expected a dict, {{}} where there is nothing to say, got {type(infos).__name__}")
-        team = tuple(self.possible_agents)
-        earned = self._stack("rewards", rewards, team, 1, NUMBERS, self._num_envs)
-        rows = earned.shape[0]
-        ends = self._stack("terminated", terminated, team, 1, FLAGS, rows)
-        cuts = self._stack("truncated", truncated, team, 1, FLAGS, rows)
-        observed, taken = {}, {}
-        for group in self.groups:
-            names, width, kind = group.names, group.observation_width, actions_of(group.action_space)
-            observed[names] = self._stack("states", states, names, width, NUMBERS, rows)
-            taken[names] = self._stack("actions", actions, names, group.action_width, kind, rows)
-            check_form("next_states", next_states, names, Form(width, NUMBERS, rows, self.device))
-        return (
-            as_stacks(states, observed), as_stacks(actions, taken), as_stacks(rewards, {team: earned}), next_states,
-            as_stacks(terminated, {team: ends}), as_stacks(truncated, {team: cuts}),
-        )  # fmt: skip
-
-    def _taken(self, group: Group, observed: Tensor, actions: Mapping[str, Tensor], masks: Masks) -> Choice:
-        """The choice that ``act`` made, or one worked out for actions that came from elsewhere."""
-        taken = self._stack("actions", actions, group.names, group.action_width)
-        active = masks.active(group.names)
-        pending = self._acting.choices.pop(group.names, None)
-        if pending is not None:
-            if taken is pending.actions:
-                return pending
-            if active is not None:  # what is passed for an agent that does not act means nothing
-                taken = torch.where(active, taken, pending.actions)
-            if group.scripts is not None or torch.equal(taken, pending.actions):
-                return pending
-        taken = blank(taken, active)
-        if group.scripts is not None:
-            return Choice(taken, taken, taken.new_zeros((*taken.shape[:2], 1), dtype=torch.float32))
-        allowed = masks.actions(group.names, flat_size(group.action_space))
-        before = None if pending is None else pending.before
-        distribution, before, after = self._look(group, observed, masks, allowed, before)
-        latent = distribution.latent(taken)
-        return Choice(taken, latent, distribution.log_prob(latent), before, after)
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:

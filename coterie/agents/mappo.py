@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import gymnasium
@@ -18,12 +18,10 @@ from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
 from coterie.agents.rollout import joined_mask
-from coterie.models.critic_inputs import CRITIC_INPUTS, critic_space
-from coterie.spaces import flat_size
+from coterie.agents.shared_input import SharedInput
+from coterie.models.critic_inputs import CRITIC_INPUTS
 
 __all__ = ["MAPPO", "MAPPO_DEFAULT_CONFIG"]
-
-_log = logging.getLogger(__name__)
 
 # fmt: off
 MAPPO_DEFAULT_CONFIG = Config({
@@ -57,8 +55,15 @@ class MAPPO(MultiAgentPPO):
         "a MAPPO critic sees the shared state, or what cfg['critic_input'] says (for critics of the own observation use IPPO)"
     )
 
-    #: whether observations stand in for a state that the environment does not have
-    _stands_in = False
+    @cached_property
+    def _input(self) -> SharedInput:
+        sizes = {
+            uid: self.models[uid]["value"].num_observations
+            for uid in self.learning_agents
+            if "value" in self.models[uid]
+        }
+        kind = self.cfg["critic_input"]
+        return SharedInput(kind, "critics", sizes, self.observation_spaces, self.shared_observation_spaces)
 
     @property
     def common_critic_input(self) -> bool:  # type: ignore[override]
@@ -66,56 +71,19 @@ class MAPPO(MultiAgentPPO):
 
     @property
     def uses_shared_states(self) -> bool:  # type: ignore[override]
-        return self.cfg["critic_input"] != "observations" and not self._stands_in
+        return self._input.needs_state
 
     def critic_space(self, uid: str) -> gymnasium.Space | None:
-        kind = self.cfg["critic_input"]
-        if self.shared_observation_spaces is None and kind != "observations":
-            value = self.models[uid].get("value")
-            return None if value is None else value.observation_space
-        shared = None if self.shared_observation_spaces is None else self.shared_observation_spaces[uid]
-        return critic_space(kind, uid, self.observation_spaces, shared)
+        return self._input.space(uid)
 
     def shared_space(self) -> gymnasium.Space | int:
-        if self.shared_observation_spaces is not None:
-            return self.shared_observation_spaces[self.possible_agents[0]]
-        return next(iter(self._state_sizes().values()))
-
-    def _state_sizes(self) -> dict[str, int]:
-        """Size of the shared state that each critic was built for."""
-        beside = {"state": 0, "both": self._joined_size()}
-        kind = self.cfg["critic_input"]
-        return {
-            uid: self.models[uid]["value"].num_observations - beside.get(kind, flat_size(self.observation_spaces[uid]))
-            for uid in self.learning_agents
-            if "value" in self.models[uid]
-        }
-
-    def _joined_size(self) -> int:
-        return sum(flat_size(space) for space in self.observation_spaces.values())
-
-    def _check_critics(self) -> None:
-        super()._check_critics()
-        if self.shared_observation_spaces is not None:
-            what = "got spaces"
-            sizes = {uid: flat_size(space) for uid, space in self.shared_observation_spaces.items()}
-        else:
-            what = "critics were built for states"
-            sizes = {} if self.cfg["critic_input"] == "observations" else self._state_sizes()
-        if len(set(sizes.values())) > 1 or min(sizes.values(), default=1) < 1:
-            raise ValueError(f"expected one shared state for the whole team, {what} of sizes {sizes}")
+        return self._input.state_space()
 
     def critic_states(self, group: Group, moment: Moment) -> Tensor:
-        kind = self.cfg["critic_input"]
-        state = moment.joined() if kind == "observations" or self._stands_in else moment.shared
-        assert state is not None
-        if kind == "both":
-            state = torch.cat([state, moment.joined()], dim=-1)
-        state = state.unsqueeze(-2)
-        if kind != "agent":
+        state = self._input.of(moment).unsqueeze(-2)
+        if self.common_critic_input:
             return state
-        own = moment.of(group)
-        seen = torch.cat([own, state.expand(-1, group.size, -1)], dim=-1)
+        seen = torch.cat([moment.of(group), state.expand(-1, group.size, -1)], dim=-1)
         return blank(seen, moment.present(group))
 
     def critic_preprocessor(self, critics: CriticGroup) -> SetPreprocessor | None:
@@ -135,16 +103,7 @@ class MAPPO(MultiAgentPPO):
             critics.preprocessor = common
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
-        if self.uses_shared_states and self._shared is None and infos.get("shared_states") is None:
-            expected, everyone = flat_size(self.shared_space()), self._joined_size()
-            if expected != everyone:
-                raise KeyError(
-                    "infos['shared_states']: expected the shared state, a tensor [E, F]; got NoneType. Critics were built for "
-                    f"a state of {expected} elements; all agents' observations, which stand in where there is no state, have "
-                    f"{everyone}"
-                )
-            self._stands_in = True
-            _log.warning("the environment has no state(): critics see all agents' observations together in its place")
+        self._input.settle(infos)
         super()._record_shared_state(infos)
 
     def _learn_states(self, learner: Learner) -> None:

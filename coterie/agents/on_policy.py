@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium
 import torch
 from torch import Tensor
 
-from coterie.agent_tensors import AgentTensors
-from coterie.agents.acting import ActingAgent
 from coterie.agents.checks import check_finite, check_memories
-from coterie.agents.group_networks import CriticInput
-from coterie.agents.groups import CriticGroup, Group
-from coterie.agents.intake import NUMBERS, Form, check_form, take_one
-from coterie.agents.masks import Masks, blank
+from coterie.agents.group_networks import CriticInput, CriticNetworks
+from coterie.agents.groups import CriticGroup, Group, Learner
+from coterie.agents.intake import NUMBERS, Form, check_form
 from coterie.agents.moments import Moment
+from coterie.agents.normalisation import SetPreprocessor
+from coterie.agents.recording import RecordingAgent, Transition
 from coterie.agents.rollout import Rollout, Successors, Truncation
 from coterie.memories.base import Memory
 from coterie.spaces import flat_size
@@ -29,7 +28,7 @@ __all__ = ["OnPolicyAgent"]
 _log = logging.getLogger(__name__)
 
 
-class OnPolicyAgent(ActingAgent):
+class OnPolicyAgent(RecordingAgent):
     """A team that learns from rollouts of ``cfg["rollouts"]`` steps, each of which is used for one update.
 
     See :class:`MultiAgent` for the parameters. With memories, every agent that learns needs a value model, and its memory's
@@ -37,7 +36,15 @@ class OnPolicyAgent(ActingAgent):
     """
 
     def _build(self) -> None:
+        self._check_critics()
         super()._build()
+        self.critic_networks = {
+            critics.names: CriticNetworks(
+                critics, self.device, self._mixed_precision(learner.names[0]), self.critic_preprocessor(critics)
+            )
+            for learner in self.learners
+            for critics in learner.critics
+        }
         self._storage: dict[tuple[str, ...], Rollout] = {}
         self._successors: dict[tuple[str, ...], Successors] = {}  # by critic group
         self._shared: Memory | None = None
@@ -78,9 +85,17 @@ class OnPolicyAgent(ActingAgent):
         whole_team = critics.batch.unique[0].values_per_agent
         return CriticInput(states, moment.attendance() if whole_team else None)
 
+    @abstractmethod
+    def critic_preprocessor(self, critics: CriticGroup) -> SetPreprocessor | None:
+        """What normalises the critics' inputs."""
+
     # ---- construction ----------------------------------------------------------------------------------------------------
 
     def _check_critics(self) -> None:
+        """Check that critics fit what they will see.
+
+        :raises ValueError: one does not
+        """
         for uid in self.learning_agents:
             space, value = self.critic_space(uid), self.models[uid].get("value")
             if value is None or space is None:
@@ -91,6 +106,11 @@ class OnPolicyAgent(ActingAgent):
                     f"the value model of {uid!r} was built for inputs of size {built}, {type(self).__name__} feeds it "
                     f"{needed}: {self.critic_sees}"
                 )
+
+    def _make_preprocessors(self, learner: Learner) -> None:
+        super()._make_preprocessors(learner)
+        if self.learns(learner):
+            learner.value_preprocessor = self._preprocessor(learner.groups[0], "value_preprocessor", 1)
 
     def _check_minibatches(self, num_envs: int) -> None:
         for learner in filter(self.learns, self.learners):
@@ -155,86 +175,27 @@ class OnPolicyAgent(ActingAgent):
 
     # ---- recording -------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def record_transition(
-        self,
-        states: Mapping[str, Tensor],
-        actions: Mapping[str, Tensor],
-        rewards: Mapping[str, Tensor],
-        next_states: Mapping[str, Tensor],
-        terminated: Mapping[str, Tensor],
-        truncated: Mapping[str, Tensor],
-        infos: Mapping[str, Any],
-        timestep: int,
-        timesteps: int,
-    ) -> None:
-        states, actions, rewards, next_states, terminated, truncated = self._take_in(
-            states, actions, rewards, next_states, terminated, truncated, infos
-        )
+    @property
+    def _stores(self) -> bool:
+        return bool(self._storage)
+
+    def _check_room(self) -> None:
         if self._recorded == self.rollouts:
             raise RuntimeError(
                 f"record_transition: a rollout of {self.rollouts} steps is full and was not learned from; call "
                 "agent.post_interaction after each record_transition"
             )
-        masks = self._masks  # the base takes in those of next_states
-        super().record_transition(
-            states, actions, rewards, next_states, terminated, truncated, infos, timestep, timesteps
-        )
-        if not self._storage:
-            if self.memories is not None:
-                raise RuntimeError("record_transition before init: call agent.init() once before the first step")
-            team = self.possible_agents
-            over = self._stack("terminated", terminated, team) | self._stack("truncated", truncated, team)
-            self._forget(AgentTensors.single(team, over), over.shape[0])
-            return
-        terminated, truncated = self._own_ends(terminated, truncated, masks)
-        self._record_shared_state(infos)
+
+    def _store(self, step: Transition) -> None:
+        self._record_shared_state(step.infos)
         grown = False
         for group in self.groups:
-            names, rollout = group.names, self._storage[group.names]
-            observed = self._observed("states", states, group, masks.present(names))
-            choice = self._taken(group, observed, actions, masks)
-            earned = blank(self._stack("rewards", rewards, names), masks.present(names))
-            done, timed_out = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
-            row = {
-                "states": observed,
-                "actions": choice.latent,
-                "log_prob": choice.log_prob,
-                "rewards": blank(self._shaped(group, earned, timestep, timesteps), masks.present(names)),
-                "terminated": done,
-                "truncated": timed_out,
-            }
-            shown = {
-                "active": masks.active(names),
-                "present": masks.present(names),
-                "action_masks": masks.actions(names, flat_size(group.action_space)),
-            }
-            grown |= rollout.add(row, shown, choice.before)
-            if choice.after is not None:
-                self._acting.memory[names] = choice.after.masked_fill(done | timed_out, 0.0)
+            row, masks, choice = self._group_row(group, step)
+            grown |= self._storage[group.names].add({**row, "log_prob": choice.log_prob}, masks, choice.before)
         if grown:
             self._show_storage()
-        self._record_successors(next_states, terminated, truncated, infos)
+        self._record_successors(step.next_states, step.terminated, step.truncated, step.infos)
         self._recorded += 1
-
-    def _own_ends(
-        self, terminated: Mapping[str, Tensor], truncated: Mapping[str, Tensor], masks: Masks
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """The ends that count: what was done for an absent agent means nothing until the whole episode is over.
-
-        For an agent that is absent then, that is a termination, whatever ended the episode: it has left the game, and there is
-        no last observation of it whose value could stand for what it might have earned.
-        """
-        names = self.possible_agents
-        present = masks.present(names)
-        if present is None:
-            return terminated, truncated
-        ends, cuts = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
-        over = (ends | cuts).all(dim=1, keepdim=True)
-        return (
-            AgentTensors({tuple(names): torch.where(present, ends, over)}),
-            AgentTensors({tuple(names): cuts & present}),
-        )
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
         if not self.uses_shared_states:
@@ -247,10 +208,6 @@ class OnPolicyAgent(ActingAgent):
         assert shared is not None
         self._check_finite("infos['shared_states']", shared.unsqueeze(1), ["team"])
         self._shared.add_samples(shared_states=shared)
-
-    def shared_space(self) -> gymnasium.Space | int:
-        """Space or size of the shared state, for those whose critics see it."""
-        return 0
 
     def _record_successors(
         self,
@@ -303,25 +260,6 @@ class OnPolicyAgent(ActingAgent):
                 critic = self._seen_by_critics(critics, moment, "the critic's final states", envs)
                 self._successors[names].truncations.append(Truncation(row, envs, critic, agents[envs]))
 
-    def _there_at_last(self, ended: Tensor, struck: Tensor) -> Callable[[Group], Tensor | None]:
-        """Who is there, bool ``[E, A, 1]`` of a group, in the last states of agents that a time limit struck.
-
-        Where the whole episode is over, those who were there when the step began and did not die in it, which is whom it
-        struck (see :meth:`_own_ends`). Where others go on, also those who are there in the next states.
-
-        :param ended: who was terminated, bool ``[E, agents of the team, 1]``
-        :param struck: whom the time limit struck
-        """
-        names = self.possible_agents
-        after = self._masks.present(names)
-        over = (ended | struck).all(dim=1, keepdim=True)
-        there = struck | ~over if after is None else struck | (after & ~over)
-        there = there | ~struck.any(dim=1, keepdim=True)  # of other copies nothing is kept
-        if bool(there.all()):
-            return lambda group: None
-        by_name = AgentTensors({tuple(names): there})
-        return lambda group: self._stack("present", by_name, group.names)
-
     def _rollout_moment(self) -> Moment:
         """What could be seen at all rows of the rollout."""
         return Moment(
@@ -335,22 +273,6 @@ class OnPolicyAgent(ActingAgent):
     def _learning_critics(self) -> list[CriticGroup]:
         return [critics for learner in self.learners if self.learns(learner) for critics in learner.critics]
 
-    def _moment(
-        self,
-        what: str,
-        states: Mapping[str, Tensor],
-        shared: Tensor | None,
-        present: Callable[[Group], Tensor | None],
-    ) -> Moment:
-        """What can be seen at one moment of all environments."""
-        return Moment(
-            self.groups,
-            self.possible_agents,
-            lambda group: self._observed(what, states, group, present(group)),
-            shared,
-            present,
-        )
-
     def _seen_by_critics(
         self, critics: CriticGroup, moment: Moment, what: str, envs: Tensor | None = None
     ) -> CriticInput:
@@ -359,31 +281,6 @@ class OnPolicyAgent(ActingAgent):
         critic = critic._replace(states=critic.states.clone()) if envs is None else critic.at(envs)
         self._check_finite(what, critic.states, critics.names)
         return critic
-
-    def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:
-        """The shared state ``[E, F]`` of a moment, None where critics don't see it.
-
-        :raises KeyError: it is not in ``infos``
-        :raises ValueError: it has another shape, or is elsewhere
-        """
-        if self._shared is None:
-            return None
-        if not isinstance(infos.get(key), Tensor):
-            raise KeyError(
-                f"infos[{key!r}]: expected the shared state, a tensor [E, F]; got {type(infos.get(key)).__name__}"
-            )
-        width = self._shared.get_tensor_by_name("shared_states").shape[2]
-        return take_one(f"infos[{key!r}]", infos[key], Form(width, NUMBERS, self._shared.num_envs, self.device))
-
-    def _shaped(self, group: Group, rewards: Tensor, timestep: int, timesteps: int) -> Tensor:
-        shapers = [self.agent_cfg["rewards_shaper"][uid] for uid in group.names]
-        if all(shaper is None for shaper in shapers):
-            return rewards
-        columns = [
-            column if shaper is None else shaper(column.clone(), timestep, timesteps)
-            for shaper, column in zip(shapers, rewards.unbind(1), strict=True)
-        ]
-        return torch.stack(columns, dim=1)
 
     def post_interaction(self, timestep: int, timesteps: int) -> None:
         if self._recorded == self.rollouts and not self._evaluating:

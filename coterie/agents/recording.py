@@ -1,0 +1,269 @@
+"""Recording: one step of all environments, from what is passed by name to what is stored of each group."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from coterie.agent_tensors import AgentTensors
+from coterie.agents.acting import ActingAgent
+from coterie.agents.acting_state import Choice
+from coterie.agents.groups import Group
+from coterie.agents.intake import FLAGS, NUMBERS, Form, actions_of, as_stacks, check_form, take_one
+from coterie.agents.masks import Masks, blank
+from coterie.agents.moments import Moment
+from coterie.spaces import flat_size
+
+__all__ = ["RecordingAgent", "Transition"]
+
+
+class Transition(NamedTuple):
+    """One step of all environments, checked; mappings are by agent. ``masks`` are those of ``states``."""
+
+    states: Mapping[str, Tensor]
+    actions: Mapping[str, Tensor]
+    rewards: Mapping[str, Tensor]
+    next_states: Mapping[str, Tensor]
+    terminated: Mapping[str, Tensor]
+    truncated: Mapping[str, Tensor]
+    infos: Mapping[str, Any]
+    masks: Masks
+    timestep: int
+    timesteps: int
+
+
+class RecordingAgent(ActingAgent):
+    """A team that stores what it is given to record. Subclasses say how: :meth:`_store`."""
+
+    # ---- what subclasses write -------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _stores(self) -> bool:
+        """Whether there is storage to write to."""
+
+    @abstractmethod
+    def _store(self, step: Transition) -> None:
+        """Store one step."""
+
+    def _check_room(self) -> None:
+        """Refuse a step that cannot be stored, before anything of it is taken in.
+
+        :raises RuntimeError: there is no room for it
+        """
+
+    def shared_space(self) -> gymnasium.Space | int:
+        """Space or size of the shared state, for those that use it."""
+        return 0
+
+    # ---- one step --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def record_transition(
+        self,
+        states: Mapping[str, Tensor],
+        actions: Mapping[str, Tensor],
+        rewards: Mapping[str, Tensor],
+        next_states: Mapping[str, Tensor],
+        terminated: Mapping[str, Tensor],
+        truncated: Mapping[str, Tensor],
+        infos: Mapping[str, Any],
+        timestep: int,
+        timesteps: int,
+    ) -> None:
+        taken_in = self._take_in(states, actions, rewards, next_states, terminated, truncated, infos)
+        self._check_room()
+        masks = self._masks  # the base takes in those of next_states
+        super().record_transition(*taken_in, infos, timestep, timesteps)
+        if self._stores:
+            states, actions, rewards, next_states, terminated, truncated = taken_in
+            terminated, truncated = self._own_ends(terminated, truncated, masks)
+            self._store(
+                Transition(
+                    states, actions, rewards, next_states, terminated, truncated, infos, masks, timestep, timesteps
+                )
+            )
+            return
+        if self.memories is not None:
+            raise RuntimeError("record_transition before init: call agent.init() once before the first step")
+        team = self.possible_agents
+        over = self._stack("terminated", taken_in[4], team) | self._stack("truncated", taken_in[5], team)
+        self._forget(AgentTensors.single(team, over), over.shape[0])
+
+    def _take_in(
+        self,
+        states: Mapping[str, Tensor],
+        actions: Mapping[str, Tensor],
+        rewards: Mapping[str, Tensor],
+        next_states: Mapping[str, Tensor],
+        terminated: Mapping[str, Tensor],
+        truncated: Mapping[str, Tensor],
+        infos: Mapping[str, Any],
+    ) -> tuple[AgentTensors, AgentTensors, AgentTensors, Mapping[str, Tensor], AgentTensors, AgentTensors]:
+        """Check one step, before anything of it is taken in, and stack what is used at once: all but ``next_states``.
+
+        :raises KeyError, TypeError, ValueError: see :func:`take_in`
+        :raises RuntimeError: during an evaluation
+        """
+        if self._evaluating and self.memories is not None:
+            raise RuntimeError(
+                "record_transition during an evaluation, which is not learned from: leave the call out, or go back to training "
+                "with agent.set_running_mode('train')"
+            )
+        if not isinstance(infos, Mapping):
+            raise TypeError(f"infos: expected a dict, {{}} where there is nothing to say, got {type(infos).__name__}")
+        team = tuple(self.possible_agents)
+        earned = self._stack("rewards", rewards, team, 1, NUMBERS, self._num_envs)
+        rows = earned.shape[0]
+        ends = self._stack("terminated", terminated, team, 1, FLAGS, rows)
+        cuts = self._stack("truncated", truncated, team, 1, FLAGS, rows)
+        observed, taken = {}, {}
+        for group in self.groups:
+            names, width, kind = group.names, group.observation_width, actions_of(group.action_space)
+            observed[names] = self._stack("states", states, names, width, NUMBERS, rows)
+            taken[names] = self._stack("actions", actions, names, group.action_width, kind, rows)
+            check_form("next_states", next_states, names, Form(width, NUMBERS, rows, self.device))
+        return (
+            as_stacks(states, observed), as_stacks(actions, taken), as_stacks(rewards, {team: earned}), next_states,
+            as_stacks(terminated, {team: ends}), as_stacks(truncated, {team: cuts}),
+        )  # fmt: skip
+
+    def _taken(self, group: Group, observed: Tensor, actions: Mapping[str, Tensor], masks: Masks) -> Choice:
+        """The choice that ``act`` made, or one worked out for actions that came from elsewhere."""
+        taken = self._stack("actions", actions, group.names, group.action_width)
+        active = masks.active(group.names)
+        pending = self._acting.choices.pop(group.names, None)
+        if pending is not None:
+            if taken is pending.actions:
+                return pending
+            if active is not None:  # what is passed for an agent that does not act means nothing
+                taken = torch.where(active, taken, pending.actions)
+            if group.scripts is not None or torch.equal(taken, pending.actions):
+                return pending
+        taken = blank(taken, active)
+        if group.scripts is not None:
+            return Choice(taken, taken, taken.new_zeros((*taken.shape[:2], 1), dtype=torch.float32))
+        allowed = masks.actions(group.names, flat_size(group.action_space))
+        before = None if pending is None else pending.before
+        distribution, before, after = self._look(group, observed, masks, allowed, before)
+        latent = distribution.latent(taken)
+        return Choice(taken, latent, distribution.log_prob(latent), before, after)
+
+    def _own_ends(
+        self, terminated: Mapping[str, Tensor], truncated: Mapping[str, Tensor], masks: Masks
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The ends that count: what was done for an absent agent means nothing until the whole episode is over.
+
+        For an agent that is absent then, that is a termination, whatever ended the episode: it has left the game, and there is
+        no last observation of it whose value could stand for what it might have earned.
+        """
+        names = self.possible_agents
+        present = masks.present(names)
+        if present is None:
+            return terminated, truncated
+        ends, cuts = self._stack("terminated", terminated, names), self._stack("truncated", truncated, names)
+        over = (ends | cuts).all(dim=1, keepdim=True)
+        return (
+            AgentTensors({tuple(names): torch.where(present, ends, over)}),
+            AgentTensors({tuple(names): cuts & present}),
+        )
+
+    def _group_row(self, group: Group, step: Transition) -> tuple[dict[str, Tensor], dict[str, Tensor | None], Choice]:
+        """What is stored of a group: tensors ``[E, A, ...]`` by name, and masks by name, None where all is True. What its
+        policies remember moves on.
+        """
+        names, masks = group.names, step.masks
+        present = masks.present(names)
+        observed = self._observed("states", step.states, group, present)
+        choice = self._taken(group, observed, step.actions, masks)
+        earned = blank(self._stack("rewards", step.rewards, names), present)
+        done, timed_out = (
+            self._stack("terminated", step.terminated, names),
+            self._stack("truncated", step.truncated, names),
+        )
+        if choice.after is not None:
+            self._acting.memory[names] = choice.after.masked_fill(done | timed_out, 0.0)
+        row = {
+            "states": observed,
+            "actions": choice.latent,
+            "rewards": blank(self._shaped(group, earned, step.timestep, step.timesteps), present),
+            "terminated": done,
+            "truncated": timed_out,
+        }
+        shown = {
+            "active": masks.active(names),
+            "present": present,
+            "action_masks": masks.actions(names, flat_size(group.action_space)),
+        }
+        return row, shown, choice
+
+    def _shaped(self, group: Group, rewards: Tensor, timestep: int, timesteps: int) -> Tensor:
+        shapers = [self.agent_cfg["rewards_shaper"][uid] for uid in group.names]
+        if all(shaper is None for shaper in shapers):
+            return rewards
+        columns = [
+            column if shaper is None else shaper(column.clone(), timestep, timesteps)
+            for shaper, column in zip(shapers, rewards.unbind(1), strict=True)
+        ]
+        return torch.stack(columns, dim=1)
+
+    # ---- what is seen besides -----------------------------------------------------------------------------------------------
+
+    def _there_at_last(self, ended: Tensor, struck: Tensor) -> Callable[[Group], Tensor | None]:
+        """Who is there, bool ``[E, A, 1]`` of a group, in the last states of agents that a time limit struck.
+
+        Where the whole episode is over, those who were there when the step began and did not die in it, which is whom it
+        struck (see :meth:`_own_ends`). Where others go on, also those who are there in the next states.
+
+        :param ended: who was terminated, bool ``[E, agents of the team, 1]``
+        :param struck: whom the time limit struck
+        """
+        names = self.possible_agents
+        after = self._masks.present(names)
+        over = (ended | struck).all(dim=1, keepdim=True)
+        there = struck | ~over if after is None else struck | (after & ~over)
+        there = there | ~struck.any(dim=1, keepdim=True)  # of other copies nothing is kept
+        if bool(there.all()):
+            return lambda group: None
+        by_name = AgentTensors({tuple(names): there})
+        return lambda group: self._stack("present", by_name, group.names)
+
+    def _moment(
+        self,
+        what: str,
+        states: Mapping[str, Tensor],
+        shared: Tensor | None,
+        present: Callable[[Group], Tensor | None],
+    ) -> Moment:
+        """What can be seen at one moment of all environments."""
+        return Moment(
+            self.groups,
+            self.possible_agents,
+            lambda group: self._observed(what, states, group, present(group)),
+            shared,
+            present,
+        )
+
+    def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:
+        """The shared state ``[E, F]`` of a moment, None where critics don't see it.
+
+        :raises KeyError: it is not in ``infos``
+        :raises ValueError: it has another shape, or is elsewhere
+        """
+        if not self.uses_shared_states:
+            return None
+        if not isinstance(infos.get(key), Tensor):
+            raise KeyError(
+                f"infos[{key!r}]: expected the shared state, a tensor [E, F]; got {type(infos.get(key)).__name__}"
+            )
+        return take_one(f"infos[{key!r}]", infos[key], Form(self._shared_width, NUMBERS, self._num_envs, self.device))
+
+    @cached_property
+    def _shared_width(self) -> int:
+        return flat_size(self.shared_space())
