@@ -120,8 +120,8 @@ class GroupNetworks(_Networks):
     def __init__(self, group: Group, device: torch.device, mixed_precision: bool) -> None:
         super().__init__(device, mixed_precision)
         self.group = group
-        #: standard deviation in place of Gaussian policies' own, None to leave it to them
-        self.std: float | Tensor | None = None
+        #: what distributions are given besides, such as the standard deviation ``"std"`` of Gaussians; a model's own without
+        self.exploration: dict[str, float | Tensor] = {}
 
     @property
     def remembers(self) -> bool:
@@ -142,14 +142,22 @@ class GroupNetworks(_Networks):
         :param action_masks: bool ``[B, A, n]``, True where allowed
         :param recall: for recurrent policies; zero states and one step by default
         """
-        policy = self.group.policy
-        assert policy is not None
-        tensors, state = self._run(policy, CriticInput(states), recall)
-        template: Any = policy.models[0]
-        # a mixin of one's own need not know of masks, nor of standard deviations from outside
+        tensors, state = self.outputs(states, recall)
+        assert self.group.policy is not None
+        template: Any = self.group.policy.models[0]
+        # a mixin of one's own need not know of masks, nor of exploration from outside
         masks = () if action_masks is None else (action_masks,)
-        std = {} if self.std is None else {"std": self.std}
-        return template.make_distribution([tensor.float() for tensor in tensors], *masks, **std), state
+        return template.make_distribution(tensors, *masks, **self.exploration), state
+
+    def outputs(self, states: Tensor, recall: Recall | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """What the policies compute, in float32, ``[B, A, n]`` each, and their recurrent state after the last step.
+
+        :param states: normalised observations ``[B, A, F]``
+        :param recall: for recurrent policies; zero states and one step by default
+        """
+        assert self.group.policy is not None
+        tensors, state = self._run(self.group.policy, CriticInput(states), recall)
+        return [tensor.float() for tensor in tensors], state
 
 
 class CriticNetworks(_Networks):

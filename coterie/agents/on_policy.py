@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium
-import torch
 from torch import Tensor
 
 from coterie.agents.checks import check_finite, check_memories
 from coterie.agents.group_networks import CriticInput, CriticNetworks
 from coterie.agents.groups import CriticGroup, Group, Learner
-from coterie.agents.intake import NUMBERS, Form, check_form
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.recording import RecordingAgent, Transition
@@ -49,7 +47,6 @@ class OnPolicyAgent(RecordingAgent):
         self._successors: dict[tuple[str, ...], Successors] = {}  # by critic group
         self._shared: Memory | None = None
         self._recorded = 0
-        self._warned = False
         self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_memories(self.memories, self.models, self.learning_agents, self.rollouts)
@@ -194,7 +191,7 @@ class OnPolicyAgent(RecordingAgent):
             grown |= self._storage[group.names].add({**row, "log_prob": choice.log_prob}, masks, choice.before)
         if grown:
             self._show_storage()
-        self._record_successors(step.next_states, step.terminated, step.truncated, step.infos)
+        self._record_successors(step)
         self._recorded += 1
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
@@ -209,56 +206,29 @@ class OnPolicyAgent(RecordingAgent):
         self._check_finite("infos['shared_states']", shared.unsqueeze(1), ["team"])
         self._shared.add_samples(shared_states=shared)
 
-    def _record_successors(
-        self,
-        next_states: Mapping[str, Tensor],
-        terminated: Mapping[str, Tensor],
-        truncated: Mapping[str, Tensor],
-        infos: Mapping[str, Any],
-    ) -> None:
+    def _record_successors(self, step: Transition) -> None:
         """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck."""
         row = self._recorded % self.rollouts
         if row + 1 == self.rollouts:
-            shared = self._shared_state(infos, "shared_next_states")
-            moment = self._moment("next_states", next_states, shared, lambda group: self._masks.present(group.names))
+            shared = self._shared_state(step.infos, "shared_next_states")
+            moment = self._moment(
+                "next_states", step.next_states, shared, lambda group: self._masks.present(group.names)
+            )
             for critics in self._learning_critics():
                 self._successors[critics.names].last = self._seen_by_critics(
                     critics, moment, "the critic's next states"
                 )
                 for group in critics.groups:
                     self._storage[group.names].active_next = self._masks.active(group.names)
-        if not self._bootstraps:
+        last = self._last_moment(step) if self._bootstraps else None
+        if last is None:
             return
-        ended = self._stack("terminated", terminated, self.possible_agents)
-        struck = self._stack("truncated", truncated, self.possible_agents) & ~ended
-        if not bool(struck.any()):
-            return
-        over = (ended | struck).all(dim=1)  # bool [E, 1]; elsewhere other agents go on, and nothing was reset
-        resets = "final_states" in infos
-        if not resets and not self._warned and bool(over.any()):
-            self._warned = True
-            _log.warning(
-                "an episode was truncated and infos has no 'final_states': next_states are taken for its last "
-                "observations, which is right only for an environment that does not reset itself"
-            )
-        final = infos["final_states"] if resets else next_states
-        shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
-        if resets and bool((struck.any(dim=1) & ~over).any()):
-            for group in self.groups:
-                form = Form(group.observation_width, NUMBERS, over.shape[0], self.device)
-                check_form("final_states", final, group.names, form)
-            final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in self.possible_agents}
-            going_on = self._shared_state(infos, "shared_next_states")
-            shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
-        there = self._there_at_last(ended, struck)
-        moment = self._moment("final_states", final, shared, there)
         for critics in self._learning_critics():
-            names = critics.names
-            agents = self._stack("truncated", truncated, names) & ~self._stack("terminated", terminated, names)
+            agents = self._stack("truncated", last.struck, critics.names)
             envs = agents.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
             if len(envs):
-                critic = self._seen_by_critics(critics, moment, "the critic's final states", envs)
-                self._successors[names].truncations.append(Truncation(row, envs, critic, agents[envs]))
+                critic = self._seen_by_critics(critics, last.moment, "the critic's final states", envs)
+                self._successors[critics.names].truncations.append(Truncation(row, envs, critic, agents[envs]))
 
     def _rollout_moment(self) -> Moment:
         """What could be seen at all rows of the rollout."""

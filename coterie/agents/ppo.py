@@ -97,10 +97,14 @@ class MultiAgentPPO(OnPolicyAgent):
             check_std_from_outside(group.names, group.policy.unique)
             # that of a schedule changes when a rollout begins
             first = scheduled_value("exploration_std", std, 0, 1, above=True) if callable(std) else float(std)
-            self.networks[group.names].std = first
+            self.networks[group.names].exploration["std"] = first
 
     def checkpoint_state(self) -> dict[str, Any]:
-        stds = {names[0]: networks.std for names, networks in self.networks.items() if networks.std is not None}
+        stds = {
+            names[0]: networks.exploration["std"]
+            for names, networks in self.networks.items()
+            if "std" in networks.exploration
+        }
         return {**super().checkpoint_state(), "exploration_std": stds}
 
     def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
@@ -108,7 +112,7 @@ class MultiAgentPPO(OnPolicyAgent):
         for names, networks in self.networks.items():
             std = state.get("exploration_std", {}).get(names[0])
             if std is not None and callable(self._explores_at(networks.group)):
-                networks.std = std
+                networks.exploration["std"] = std
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
@@ -124,7 +128,7 @@ class MultiAgentPPO(OnPolicyAgent):
                 std = self._explores_at(group)
                 if callable(std):
                     value = scheduled_value("exploration_std", std, timestep, timesteps, above=True)
-                    self.networks[group.names].std = value
+                    self.networks[group.names].exploration["std"] = value
         return super().act(states, timestep, timesteps, infos)
 
     # ---- the update ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -20,7 +21,9 @@ from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
 from coterie.spaces import flat_size
 
-__all__ = ["RecordingAgent", "Transition"]
+__all__ = ["LastMoment", "RecordingAgent", "Transition"]
+
+_log = logging.getLogger(__name__)
 
 
 class Transition(NamedTuple):
@@ -38,8 +41,21 @@ class Transition(NamedTuple):
     timesteps: int
 
 
+class LastMoment(NamedTuple):
+    """What could be seen in last states: ``struck``, bool ``[E, 1]`` by agent, says whose; ``over``, bool ``[E, 1]``, where
+    the whole episode is over.
+    """
+
+    moment: Moment
+    struck: Mapping[str, Tensor]
+    over: Tensor
+
+
 class RecordingAgent(ActingAgent):
     """A team that stores what it is given to record. Subclasses say how: :meth:`_store`."""
+
+    #: whether the lack of last observations was warned about
+    _warned = False
 
     # ---- what subclasses write -------------------------------------------------------------------------------------------
 
@@ -214,6 +230,34 @@ class RecordingAgent(ActingAgent):
         return torch.stack(columns, dim=1)
 
     # ---- what is seen besides -----------------------------------------------------------------------------------------------
+
+    def _last_moment(self, step: Transition) -> LastMoment | None:
+        """What could be seen in the last states of agents that a time limit struck; None where it struck none."""
+        team = self.possible_agents
+        ended = self._stack("terminated", step.terminated, team)
+        struck = self._stack("truncated", step.truncated, team) & ~ended
+        if not bool(struck.any()):
+            return None
+        infos, next_states = step.infos, step.next_states
+        over = (ended | struck).all(dim=1)  # bool [E, 1]; elsewhere other agents go on, and nothing was reset
+        resets = "final_states" in infos
+        if not resets and not self._warned and bool(over.any()):
+            self._warned = True
+            _log.warning(
+                "an episode was truncated and infos has no 'final_states': next_states are taken for its last "
+                "observations, which is right only for an environment that does not reset itself"
+            )
+        final = infos["final_states"] if resets else next_states
+        shared = self._shared_state(infos, "final_shared_states" if resets else "shared_next_states")
+        if resets and bool((struck.any(dim=1) & ~over).any()):
+            for group in self.groups:
+                form = Form(group.observation_width, NUMBERS, over.shape[0], self.device)
+                check_form("final_states", final, group.names, form)
+            final = {uid: torch.where(over, final[uid], next_states[uid]) for uid in team}
+            going_on = self._shared_state(infos, "shared_next_states")
+            shared = None if shared is None or going_on is None else torch.where(over, shared, going_on)
+        moment = self._moment("final_states", final, shared, self._there_at_last(ended, struck))
+        return LastMoment(moment, AgentTensors.single(team, struck), over)
 
     def _there_at_last(self, ended: Tensor, struck: Tensor) -> Callable[[Group], Tensor | None]:
         """Who is there, bool ``[E, A, 1]`` of a group, in the last states of agents that a time limit struck.

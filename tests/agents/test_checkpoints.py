@@ -272,7 +272,7 @@ def test_a_fixed_standard_deviation_is_the_configured_one_too(tmp_path: Path, sc
     resumed = gaussian((lambda timestep, timesteps: 0.2) if scheduled else 0.2)
     resumed.load(tmp_path / "agent.pt")
     # a schedule's changes when a rollout begins
-    assert [networks.std for networks in resumed.networks.values()] == [expected]  # type: ignore[attr-defined]
+    assert [networks.exploration["std"] for networks in resumed.networks.values()] == [expected]  # type: ignore[attr-defined]
 
 
 # ---- what does not fit ----------------------------------------------------------------------------------------------

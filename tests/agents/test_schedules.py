@@ -360,6 +360,6 @@ def test_the_present_spread_is_kept_in_checkpoints(tmp_path: Path) -> None:
     train(env, agent, 8)
     agent.save(tmp_path / "team.pt")
     other = team(env, exploration_std=LinearSchedule(1.0, 0.1))
-    assert other.networks["a",].std == 1.0
+    assert other.networks["a",].exploration["std"] == 1.0
     other.load(tmp_path / "team.pt")
-    assert other.networks["a",].std == agent.networks["a",].std < 1.0
+    assert other.networks["a",].exploration["std"] == agent.networks["a",].exploration["std"] < 1.0
