@@ -2,6 +2,7 @@
 
 from coterie.models.base import Model
 from coterie.models.build import build_models
+from coterie.models.mixers import AttentionMixer, Mixer, QMIXMixer
 from coterie.models.mixins import (
     BernoulliMixin,
     CategoricalMixin,
@@ -9,6 +10,7 @@ from coterie.models.mixins import (
     GaussianMixin,
     MultiCategoricalMixin,
     MultivariateGaussianMixin,
+    QMixin,
     TanhGaussianMixin,
 )
 from coterie.models.networks import (
@@ -16,6 +18,7 @@ from coterie.models.networks import (
     CategoricalPolicy,
     GaussianPolicy,
     MultiCategoricalPolicy,
+    QNetwork,
     TanhGaussianPolicy,
     Value,
 )
@@ -27,6 +30,7 @@ from coterie.models.team_critics import TeamValue
 __all__ = [
     "GRU",
     "LSTM",
+    "AttentionMixer",
     "BernoulliMixin",
     "BernoulliPolicy",
     "CategoricalMixin",
@@ -34,10 +38,14 @@ __all__ = [
     "DeterministicMixin",
     "GaussianMixin",
     "GaussianPolicy",
+    "Mixer",
     "Model",
     "MultiCategoricalMixin",
     "MultiCategoricalPolicy",
     "MultivariateGaussianMixin",
+    "QMIXMixer",
+    "QMixin",
+    "QNetwork",
     "ScriptedPolicy",
     "TanhGaussianMixin",
     "TanhGaussianPolicy",

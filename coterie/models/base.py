@@ -126,15 +126,19 @@ class Model(nn.Module):
     def init_state_dict(self, role: str = "") -> None:
         """Create the parameters of lazy modules by one pass over a zero input."""
         if any(nn.parameter.is_lazy(p) for p in self.parameters()):
-            inputs: dict[str, Any] = {
-                "states": torch.zeros(1, self.num_observations, device=self.device),
-                "taken_actions": torch.zeros(1, self.num_actions, device=self.device),
-            }
-            if rnn := self.get_specification().get("rnn"):
-                states = [torch.zeros(size[0], 1, size[-1], device=self.device) for size in rnn["sizes"]]
-                inputs |= {"rnn": states, "length": 1, "starts": None, "active": None}
             with torch.no_grad():
-                self.compute(inputs, role)
+                self.compute(self._zero_inputs(), role)
+
+    def _zero_inputs(self) -> dict[str, Any]:
+        """Inputs of ``compute`` for a batch of one row."""
+        inputs: dict[str, Any] = {
+            "states": torch.zeros(1, self.num_observations, device=self.device),
+            "taken_actions": torch.zeros(1, self.num_actions, device=self.device),
+        }
+        if rnn := self.get_specification().get("rnn"):
+            states = [torch.zeros(size[0], 1, size[-1], device=self.device) for size in rnn["sizes"]]
+            inputs |= {"rnn": states, "length": 1, "starts": None, "active": None}
+        return inputs
 
     def init_parameters(self, method_name: str = "normal_", *args: Any, **kwargs: Any) -> None:
         """Initialise every parameter with ``torch.nn.init.<method_name>``."""

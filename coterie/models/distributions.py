@@ -31,6 +31,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Distribution",
+    "EpsilonGreedy",
     "Interval",
     "MultiCategorical",
     "Normal",
@@ -253,6 +254,90 @@ class Categorical(Distribution):
     @property
     def mean(self) -> Tensor:
         return self._logits
+
+
+class EpsilonGreedy(Distribution):
+    """The choice of largest value out of ``n``, and with probability epsilon any allowed one, all alike; actions are int64
+    ``[..., 1]``.
+
+    With m allowed actions the greedy one has probability ``1 - epsilon + epsilon / m``, every other one ``epsilon / m``, and a
+    forbidden one 0. Of equal values the first is the greedy one. Values that are not a number count as the largest, as
+    ``argmax`` has it; what is forbidden is not chosen for them either. A row in which nothing is allowed has no
+    distribution: its probabilities are NaN (see :func:`check_action_masks`). There are no gradients: a choice is no smooth
+    function of the values.
+
+    :param q: action values ``[..., n]``
+    :param epsilon: a number from 0 to 1, or such numbers in a tensor that broadcasts to ``[..., 1]`` (``[A, 1]``: one for each
+        of A agents), whose values are not checked, since that would wait for the device
+    :param action_masks: bool ``[..., n]``: actions with False are forbidden
+
+    :raises ValueError: a number outside of 0 to 1, a tensor of another shape, or masks of another form
+    """
+
+    def __init__(self, q: Tensor, epsilon: float | Tensor = 0.0, action_masks: Tensor | None = None) -> None:
+        if action_masks is not None:
+            _check_form(action_masks, q.shape[-1])
+            if action_masks.shape != q.shape:
+                q = q.expand(torch.broadcast_shapes(q.shape, action_masks.shape))
+        self._q = q
+        self._masks = action_masks
+        self._epsilon = _checked_epsilon(epsilon, q)
+
+    def _best(self, scores: Tensor) -> Tensor:
+        """The first allowed action of largest score, ``[..., 1]``."""
+        if self._masks is not None:  # an allowed -inf (a value that overflowed) is still more than a forbidden action
+            lowest = torch.finfo(scores.dtype).min
+            scores = torch.where(self._masks, scores.clamp_min(lowest), -torch.inf)
+        return scores.argmax(dim=-1, keepdim=True)
+
+    def sample(self) -> Tensor:
+        """Draw actions, without waiting for the device; where epsilon is the number 0 no random number is spent."""
+        if not isinstance(self._epsilon, Tensor) and self._epsilon == 0.0:
+            return self.mode()
+        q = self._q.detach()
+        explores = torch.rand((*q.shape[:-1], 1), device=q.device) < self._epsilon
+        # the largest of independent uniform numbers stands at every place alike
+        return self._best(torch.where(explores, torch.rand(q.shape, device=q.device), q))
+
+    def mode(self) -> Tensor:
+        return self._best(self._q.detach())
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Probability of each action ``[..., n]``."""
+        greedy = self._q.new_zeros(self._q.shape).scatter_(-1, self.mode(), 1.0)
+        if self._masks is None:
+            each: float | Tensor = self._epsilon / greedy.shape[-1]
+        else:
+            each = self._masks * (self._epsilon / self._masks.sum(dim=-1, keepdim=True).to(greedy.dtype))
+        return (1.0 - self._epsilon) * greedy + each
+
+    def log_prob(self, latent: Tensor) -> Tensor:
+        return self.probabilities.gather(-1, latent).log()
+
+    def entropy(self) -> Tensor:
+        return torch.special.entr(self.probabilities).sum(dim=-1, keepdim=True)
+
+    @property
+    def mean(self) -> Tensor:
+        """The action values ``[..., n]``."""
+        return self._q
+
+
+def _checked_epsilon(epsilon: float | Tensor, q: Tensor) -> float | Tensor:
+    """Epsilon as :class:`EpsilonGreedy` computes with it."""
+    if not isinstance(epsilon, Tensor):
+        if not 0.0 <= epsilon <= 1.0:
+            raise ValueError(f"epsilon: expected a probability, a number from 0 to 1, got {epsilon}")
+        return float(epsilon)
+    expected = [*q.shape[:-1], 1]
+    sizes = zip(reversed(epsilon.shape), reversed(expected), strict=False)
+    if epsilon.dim() > len(expected) or any(size not in (1, wanted) for size, wanted in sizes):
+        raise ValueError(
+            f"epsilon: expected a number or a tensor that broadcasts to {expected} for values {list(q.shape)}, got "
+            f"{list(epsilon.shape)}; one for each agent of [..., agents, actions] is [agents, 1]"
+        )
+    return epsilon.to(q.dtype)
 
 
 class MultiCategorical(Distribution):

@@ -16,6 +16,7 @@ from coterie.models.distributions import (
     Bernoulli,
     Categorical,
     Distribution,
+    EpsilonGreedy,
     Interval,
     MultiCategorical,
     Normal,
@@ -29,6 +30,7 @@ __all__ = [
     "GaussianMixin",
     "MultiCategoricalMixin",
     "MultivariateGaussianMixin",
+    "QMixin",
     "StochasticMixin",
     "TanhGaussianMixin",
     "computed_tensors",
@@ -44,7 +46,7 @@ def computed_tensors(output: Any, model: object) -> tuple[Tensor, ...]:
     if not tensors:
         raise TypeError(
             f"{type(model).__name__}.compute returned {type(output).__name__}: expected a tuple, (mean, log_std, {{}}) for a "
-            "Gaussian policy, (logits, {}) for a categorical one, (value, {}) for a critic"
+            "Gaussian policy, (logits, {}) for a categorical one, (q, {}) for action values, (value, {}) for a critic"
         )
     return tensors
 
@@ -300,6 +302,44 @@ class BernoulliMixin(StochasticMixin):
         if not self._unnormalized_log_prob:
             output = torch.logit(output, eps=torch.finfo(output.dtype).eps)
         return Bernoulli(output, self._reduction)
+
+
+class QMixin(StochasticMixin):
+    """Values of discrete actions, acted on epsilon-greedily: ``compute`` returns ``q [B, n], {}``.
+
+    :meth:`act` is greedy. To explore, ask for a distribution with an epsilon::
+
+        q, _ = model.compute(inputs, "q")
+        actions = model.make_distribution([q], action_masks, epsilon=0.1).sample()
+
+    :param role: accepted for compatibility, without effect
+
+    :raises TypeError: the action space is not Discrete
+    """
+
+    def __init__(self, role: str = "") -> None:
+        if not isinstance(self.action_space, gymnasium.spaces.Discrete):
+            raise TypeError(
+                f"{type(self).__name__}: action values need a Discrete action space, got {self.action_space}: wrap the "
+                "environment in coterie.envs.DiscreteActions, which makes one choice of several, and of bounded numbers"
+            )
+
+    def make_distribution(
+        self, tensors: Sequence[Tensor], action_masks: Tensor | None = None, epsilon: float | Tensor = 0.0
+    ) -> EpsilonGreedy:
+        """See :meth:`StochasticMixin.make_distribution`.
+
+        :param epsilon: probability of an action at random: a number, or a tensor that broadcasts to ``[..., 1]``
+
+        :raises ValueError: values of another number of actions than the space has, or an epsilon that is no probability
+        """
+        (q, *_) = tensors
+        if q.shape[-1] != self.num_actions:
+            raise ValueError(
+                f"{type(self).__name__}.compute returned values {list(q.shape)}: expected one for each of the "
+                f"{self.num_actions} actions of {self.action_space}"
+            )
+        return EpsilonGreedy(q, epsilon, action_masks)
 
 
 class DeterministicMixin(Model):

@@ -17,6 +17,7 @@ from coterie.models.mixins import (
     DeterministicMixin,
     GaussianMixin,
     MultiCategoricalMixin,
+    QMixin,
     TanhGaussianMixin,
 )
 from coterie.models.perceptrons import POLICY_GAIN, VALUE_GAIN, layers, mlp, orthogonal
@@ -29,6 +30,7 @@ __all__ = [
     "GaussianPolicy",
     "MultiCategoricalPolicy",
     "Network",
+    "QNetwork",
     "TanhGaussianPolicy",
     "Value",
 ]
@@ -41,6 +43,8 @@ class Network(Model):
 
     Recurrent layers stand between hidden layers and head, as in MAPPO (Yu et al. 2022, arXiv 2103.01955).
 
+    :param outputs: width of the linear head; None for a network that ends with the features below it
+    :param head_gain: gain of the head's orthogonal weights
     :param hidden: widths of the hidden layers
     :param activation: a key of :data:`coterie.models.perceptrons.ACTIVATIONS`
     :param agent_ids: number of agents of the team, to append a one-hot agent id to the features; 0 to leave it out
@@ -58,7 +62,7 @@ class Network(Model):
         observation_space: gymnasium.Space | int | tuple[int, ...] | None,
         action_space: gymnasium.Space | int | tuple[int, ...] | None,
         device: str | torch.device | None,
-        outputs: int,
+        outputs: int | None,
         head_gain: float,
         *,
         hidden: Sequence[int] = (64, 64),
@@ -76,16 +80,21 @@ class Network(Model):
         self.encoder = make_encoder(observation_space, cnn, activation)
         inputs = agent_ids + (self.num_observations if self.encoder is None else self.encoder.size)
         self.rnn: RecurrentLayer | None = None
-        if rnn is None:
+        self.head: nn.Linear | None = None
+        #: number of features below the head
+        self.width = [inputs, *hidden][-1] if rnn is None else rnn_size
+        if rnn is None and outputs is not None:
             self.net = mlp(inputs, outputs, hidden, activation, head_gain)
         else:
+            self.net = layers(inputs, hidden, activation)
+        if rnn is not None:
             if rnn not in RNNS:
                 raise ValueError(f"rnn: expected one of {sorted(RNNS)} or None, got {rnn!r}")
             if sequence_length < 1:
                 raise ValueError(f"sequence_length: expected at least 1 step, got {sequence_length}")
-            self.net = layers(inputs, hidden, activation)
             self.rnn = RNNS[rnn]([inputs, *hidden][-1], rnn_size, rnn_layers)
-            self.head = orthogonal(nn.Linear(rnn_size, outputs), head_gain)
+            if outputs is not None:
+                self.head = orthogonal(nn.Linear(rnn_size, outputs), head_gain)
         self.to(self.device)
 
     def get_specification(self) -> dict[str, Any]:
@@ -95,7 +104,7 @@ class Network(Model):
         return {"rnn": {"sizes": self.rnn.sizes, "sequence_length": length, "whole_sequences": True}}
 
     def _run(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Output ``[B, outputs]``, and what ``compute`` returns last."""
+        """Output ``[B, outputs]`` (or features ``[B, width]``), and what ``compute`` returns last."""
         x = inputs["states"] if self.encoder is None else self.encoder(inputs["states"])
         if self.uses_agent_id:
             if inputs.get("agent_id") is None:
@@ -106,7 +115,7 @@ class Network(Model):
         if self.rnn is None:
             return self.net(x), {}
         features, states = self.rnn(self.net(x), inputs)
-        return self.head(features), {"rnn": states}
+        return features if self.head is None else self.head(features), {"rnn": states}
 
 
 class _LogitsPolicy(Network):
@@ -224,3 +233,58 @@ class Value(DeterministicMixin, Network):
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
         return self._run(inputs)
+
+
+class QNetwork(QMixin, Network):
+    """Action values ``[B, n]`` for a Discrete action space; other keyword arguments are those of :class:`Network`.
+
+    :param activation: a key of :data:`coterie.models.perceptrons.ACTIVATIONS`
+    :param dueling: work values out as ``Q = V + A - mean of A over actions`` from two streams (Wang et al. 2016, arXiv
+        1511.06581, eq. 9), each with a hidden layer of its own: the last one of ``hidden``, or behind recurrent layers one
+        more of their width (Kapturowski et al. 2019, R2D2). Without such a layer the same functions would come out as
+        without streams
+
+    :raises ValueError: two streams, and no hidden layer
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        device: str | torch.device | None = None,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        dueling: bool = False,
+        **network: Any,
+    ) -> None:
+        outputs = Model(None, action_space).num_actions
+        recurrent = network.get("rnn") is not None
+        if dueling and not recurrent and not hidden:
+            raise ValueError("dueling: expected at least one hidden layer, for each of the two streams, got hidden ()")
+        below = hidden[:-1] if dueling and not recurrent else hidden
+        Network.__init__(
+            self, observation_space, action_space, device, None if dueling else outputs, VALUE_GAIN,
+            hidden=below, activation=activation, **network,
+        )  # fmt: skip
+        QMixin.__init__(self)
+        self.value: nn.Sequential | None = None
+        self.advantage: nn.Sequential | None = None
+        if dueling:
+            own = (self.width if recurrent else hidden[-1],)
+            self.value = mlp(self.width, 1, own, activation, VALUE_GAIN).to(self.device)
+            self.advantage = mlp(self.width, outputs, own, activation, VALUE_GAIN).to(self.device)
+
+    def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Any, ...]:
+        output, last = self._run(inputs)
+        if self.value is None or self.advantage is None:
+            return output, last
+        advantage = self.advantage(output)
+        return self.value(output) + advantage - advantage.mean(dim=-1, keepdim=True), last
+
+    def output_layers(self) -> list[nn.Linear]:
+        if self.value is None or self.advantage is None:
+            return super().output_layers()
+        # shifting both shifts the value alone: what all advantages are shifted by leaves with their mean
+        heads = (list(stream.children())[-1] for stream in (self.value, self.advantage))
+        return [head for head in heads if isinstance(head, nn.Linear)]

@@ -1,9 +1,9 @@
 """Models of one architecture as one list of batched tensor operations.
 
-``compute`` of every model is traced symbolically. Where the trace is made of layers and element-wise functions alone,
-it is replayed on tensors ``[K, N, F]``, K models times N rows, with the models' parameters stacked along K: a linear layer
-becomes one batched matrix product, a recurrent layer one scan. A trace with anything else in it is refused (None), and the
-caller falls back to ``torch.vmap`` or to a loop, which are slower and always right.
+``compute`` of every model is traced symbolically. Where the trace is made of layers, element-wise functions and means over
+features alone, it is replayed on tensors ``[K, N, F]``, K models times N rows, with the models' parameters stacked along K: a
+linear layer becomes one batched matrix product, a recurrent layer one scan. A trace with anything else in it is refused
+(None), and the caller falls back to ``torch.vmap`` or to a loop, which are slower and always right.
 """
 
 from __future__ import annotations
@@ -315,11 +315,15 @@ class _Compiler:
     def _call_function(self, node: fx.Node) -> Step:
         if node.target in (torch.cat, torch.concat):
             return self._cat(node)
+        if node.target is torch.mean:
+            return self._mean(node)
         if node.target not in ELEMENTWISE_FUNCTIONS or node.kwargs.get("inplace"):
             raise _NoBatchedFormError
         return self._elementwise(node, node.target)
 
     def _call_method(self, node: fx.Node) -> Step:
+        if node.target == "mean":
+            return self._mean(node)
         if node.target not in ELEMENTWISE_METHODS:
             raise _NoBatchedFormError
         return self._elementwise(node, getattr(Tensor, str(node.target)))
@@ -336,6 +340,17 @@ class _Compiler:
         return lambda values: function(
             *(fixed[i] if slot is None else values[slot] for i, slot in enumerate(arguments)), **kwargs
         )
+
+    def _mean(self, node: fx.Node) -> Step:
+        """The mean over the features of each row; over anything else it has no batched form."""
+        named = {**dict(zip(("x", "dim", "keepdim"), node.args, strict=False)), **node.kwargs}
+        x = named.pop("x", None)
+        if named not in ({"dim": -1, "keepdim": True}, {"dim": 1, "keepdim": True}):  # [N, F] is what compute sees
+            raise _NoBatchedFormError
+        if not isinstance(x, fx.Node) or x not in self._rows:
+            raise _NoBatchedFormError
+        slot = self._slots[x]
+        return lambda values: torch.mean(values[slot], dim=-1, keepdim=True)
 
     def _cat(self, node: fx.Node) -> Step:
         parts = node.args[0]

@@ -217,6 +217,13 @@ STACKED: dict[str, type[Policy]] = {
     "skrl, clamped and scaled": policy_class(
         lambda m, x, _: (2 * torch.tanh(m.net(x)), torch.clamp(m.log_std_parameter, -20, 2), {}), skrl_net
     ),
+    "mean over features": policy_class(
+        lambda m, x, _: (
+            m.head(hidden(m, x) - hidden(m, x).mean(dim=-1, keepdim=True)) + torch.mean(x, 1, keepdim=True),
+            m.log_std_parameter,
+            {},
+        )
+    ),
     "no dict": policy_class(lambda m, x, _: (m.head(hidden(m, x)), m.log_std_parameter)),
 }
 
@@ -352,6 +359,12 @@ UNSTACKED: dict[str, type[Policy]] = {
     "softmax": policy_class(lambda m, x, _: (m.head(torch.softmax(hidden(m, x), -1)), m.log_std_parameter, {})),
     "sum over features": policy_class(
         lambda m, x, _: (m.head(hidden(m, x)) + x.sum(-1, keepdim=True), m.log_std_parameter, {})
+    ),
+    "mean over rows": policy_class(
+        lambda m, x, _: (m.head(hidden(m, x)) + 0.0 * x.mean(dim=0, keepdim=True).sum(), m.log_std_parameter, {})
+    ),
+    "mean over everything": policy_class(
+        lambda m, x, _: (m.head(hidden(m, x)) + 0.0 * torch.mean(x), m.log_std_parameter, {})
     ),
     "own layer": policy_class(
         lambda m, x, _: (m.own(hidden(m, x)), m.log_std_parameter, {}), lambda m: setattr(m, "own", OwnLinear(6, 2))

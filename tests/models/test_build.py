@@ -12,11 +12,14 @@ from gymnasium import spaces
 from torch import nn
 
 from coterie.models import (
+    AttentionMixer,
     BernoulliPolicy,
     CategoricalPolicy,
     GaussianPolicy,
     Model,
     MultiCategoricalPolicy,
+    QMIXMixer,
+    QNetwork,
     TanhGaussianPolicy,
     TeamValue,
     Value,
@@ -213,8 +216,8 @@ def test_ready_made_gaussians_clip_to_the_bounds() -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\['ippo', 'mappo'\], got 'qmix'"):
-        build_models(team(), "qmix")
+    with pytest.raises(ValueError, match=r"\['ippo', 'iql', 'mappo', 'qmix', 'vdn'\], got 'coma'"):
+        build_models(team(), "coma")
     with pytest.raises(ValueError, match=r"activation.*'swish'"):
         build_models(team(), activation="swish")
     with pytest.raises(ValueError, match="at least one unit"):
@@ -304,3 +307,105 @@ def test_critics_and_inputs_that_do_not_go_together_are_refused() -> None:
 def test_a_perceptron_without_hidden_layers_is_linear() -> None:
     net = mlp(3, 2, hidden=())
     assert [type(m) for m in net] == [nn.Linear]
+
+
+# ---- action values and mixers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("algorithm", ["qmix", "vdn", "iql"])
+def test_action_values_for_everybody(algorithm: str, shared: bool) -> None:
+    env = team()
+    models = build_models(env, algorithm, shared=shared)
+    assert list(models) == env.possible_agents
+    assert all(set(own) == ({"q", "mixer"} if algorithm == "qmix" else {"q"}) for own in models.values())
+    assert distinct(models, "q") == (1 if shared else 3)
+    q_network = models["agent_1"]["q"]
+    assert type(q_network) is QNetwork
+    assert [layer.out_features for layer in linears(q_network)] == [64, 64, 3]
+    assert linears(q_network)[0].in_features == (4 + 3 if shared else 4)
+    assert q_network.uses_agent_id == shared
+    assert sum(isinstance(m, nn.ReLU) for m in q_network.modules()) == 2
+    ids = torch.eye(3)[:1].expand(6, -1)
+    assert q_network.compute({"states": torch.randn(6, 4), "agent_id": ids})[0].shape == (6, 3)
+    head = linears(q_network)[-1].weight
+    torch.testing.assert_close(head @ head.mT, torch.eye(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "size"),
+    [
+        ({}, QMIXMixer, 10),
+        ({"mixer_input": "state"}, QMIXMixer, 10),
+        ({"mixer": "attention", "mixer_input": "observations"}, AttentionMixer, 4 + 6 + 4),
+        ({"mixer": "qmix", "mixer_input": "both", "shared": False}, QMIXMixer, 10 + 14),
+    ],
+)
+def test_one_mixer_for_the_team(options: dict[str, Any], kind: type[Model], size: int) -> None:
+    models = build_models(team([4, 6, 4]), "qmix", mixer_embed=7, **options)
+    assert distinct(models, "mixer") == 1
+    assert distinct(models, "q") == (3 if options.get("shared") is False else 2)
+    mixer = models["agent_0"]["mixer"]
+    assert type(mixer) is kind
+    assert (mixer.num_observations, mixer.agents, mixer.embed) == (size, 3, 7)  # type: ignore[attr-defined]
+    assert mixer.act({"q_values": torch.randn(5, 3), "states": torch.randn(5, size)})[0].shape == (5, 1)
+
+
+def test_mixers_take_images_and_the_device() -> None:
+    env = team()
+    env.shared_observation_spaces = dict.fromkeys(env.possible_agents, spaces.Box(0, 255, (6, 6), np.uint8))
+    mixer = build_models(env, "qmix", device="meta")["agent_0"]["mixer"]
+    assert [m.out_channels for m in mixer.modules() if isinstance(m, nn.Conv2d)] == [16, 32, 32]
+    assert all(p.device.type == "meta" for p in mixer.parameters())
+
+
+def test_options_of_action_values() -> None:
+    options: dict[str, Any] = {"hidden": (8,), "rnn": "lstm", "rnn_size": 5, "rnn_layers": 2, "sequence_length": 7}
+    q_network = build_models(team(), "vdn", activation="elu", dueling=True, agent_id=False, **options)["agent_2"]["q"]
+    assert recurrence_of(q_network) == Recurrence(((2, 5), (2, 5)), 7, True)
+    assert [(layer.in_features, layer.out_features) for layer in linears(q_network)] == [
+        (4, 8), (5, 5), (5, 1), (5, 5), (5, 3)
+    ]  # fmt: skip
+    assert sum(isinstance(m, nn.ELU) for m in q_network.modules()) == 3
+    assert not q_network.uses_agent_id
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("qmix", {"value_hidden": (8,)}),
+        ("vdn", {"squash": False}),
+        ("iql", {"initial_log_std": -1.0}),
+        ("qmix", {"state_dependent_std": True}),
+        ("vdn", {"critic": "attention"}),
+        ("iql", {"critic_input": "state"}),
+        ("mappo", {"dueling": True}),
+        ("mappo", {"mixer": "qmix"}),
+        ("ippo", {"mixer_input": "state"}),
+        ("vdn", {"mixer": "qmix"}),
+        ("iql", {"mixer_embed": 8}),
+    ],
+)
+def test_arguments_without_a_use_are_refused(algorithm: str, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"{name}: models of '{algorithm}' have no use for it: leave out {name}="):
+        build_models(team(), algorithm, **options)
+
+
+def test_bad_mixers_and_spaces_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mixer: expected one of \['qmix', 'attention'\], got 'sum'"):
+        build_models(team(), "qmix", mixer="sum")
+    for wrong in ("agent", ""):
+        with pytest.raises(
+            ValueError, match=rf"mixer_input: expected one of \['state', 'observations', 'both'\], got '{wrong}'"
+        ):
+            build_models(team(), "qmix", mixer_input=wrong)
+    unequal = team(states=[10, 10, 12])
+    for sees in (None, "both"):
+        with pytest.raises(ValueError, match=r"'agent_0' and 'agent_2' differ .*use mixer_input='observations'"):
+            build_models(unequal, "qmix", mixer_input=sees)
+    assert build_models(unequal, "qmix", mixer_input="observations")["agent_0"]["mixer"].num_observations == 12
+    with pytest.raises(TypeError, match=r"got Box.*coterie\.envs\.DiscreteActions"):
+        build_models(team(actions=[BOX] * 3), "iql")
+    with pytest.raises(ValueError, match=r"activation: expected one of .*got ''"):
+        build_models(team(), "iql", activation="")
