@@ -22,21 +22,32 @@ from random_team import RandomTeam
 
 STEPS, ENVS, EPOCHS, PARTS, HIDDEN = 64, 8, 4, 4, 64
 
+#: steps of acting and recording that are timed together
+TIMED_STEPS = 50
+
 
 def library(agents: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """One step of acting and recording, and one update."""
+    """:data:`TIMED_STEPS` steps of acting and recording, and one update."""
     source = RandomTeam(agents, ENVS)
-    team = source.team(
-        "ippo",
-        shared=False,
-        hidden=HIDDEN,
-        rollouts=STEPS,
-        learning_epochs=EPOCHS,
-        mini_batches=PARTS,
-        learning_rate=3e-4,
+    playing, learning = (
+        source.team(
+            "ippo",
+            shared=False,
+            hidden=HIDDEN,
+            rollouts=STEPS,
+            learning_epochs=EPOCHS,
+            mini_batches=PARTS,
+            learning_rate=3e-4,
+        )
+        for _ in range(2)
     )
-    source.fill(team, STEPS)
-    return (lambda: source.fill(team, 1)), (lambda: team._update(0, 1))
+    source.fill(learning, STEPS)
+
+    def play() -> None:
+        playing.init()  # an empty rollout
+        source.fill(playing, TIMED_STEPS)
+
+    return play, lambda: learning._update(0, 1)
 
 
 def loop(agents: int) -> Callable[[], None]:
@@ -69,7 +80,7 @@ def main() -> None:
         updates.append(update)
         loops.append(loop(agents))
     rows = {
-        "one step: act and record": interleaved([repeat(step, 50) for step in steps], repeats),
+        "one step: act and record": interleaved(steps, repeats),
         "one update": interleaved(updates, repeats),
         "one update, a loop by hand": interleaved(loops, repeats),
     }
@@ -77,27 +88,17 @@ def main() -> None:
     print(f"| distinct parameters | {titles} | {args.agents[-1]} against {args.agents[0]} |")
     print("|---|" + "---|" * (len(args.agents) + 1))
     for name, times in rows.items():
-        scale = 1e3 / 50 if name.startswith("one step") else 1e3
+        scale = 1e3 / TIMED_STEPS if name.startswith("one step") else 1e3
         medians = [scale * statistics.median(seconds) for seconds in times]
         ratio = statistics.median(b / a for a, b in zip(times[0], times[-1], strict=True))
         print(f"| {name} | {' | '.join(f'{m:.2f}' for m in medians)} | **{ratio:.1f}x** |")
     total = [
-        [STEPS * a / 50 + b for a, b in zip(step, update, strict=True)]
+        [STEPS * a / TIMED_STEPS + b for a, b in zip(step, update, strict=True)]
         for step, update in zip(rows["one step: act and record"], rows["one update"], strict=True)
     ]
     medians = [1e3 * statistics.median(seconds) for seconds in total]
     ratio = statistics.median(b / a for a, b in zip(total[0], total[-1], strict=True))
     print(f"| {STEPS} steps and an update | {' | '.join(f'{m:.1f}' for m in medians)} | **{ratio:.1f}x** |")
-
-
-def repeat(function: Callable[[], None], times: int) -> Callable[[], None]:
-    """Call ``function`` several times."""
-
-    def run() -> None:
-        for _ in range(times):
-            function()
-
-    return run
 
 
 if __name__ == "__main__":

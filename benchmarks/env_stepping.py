@@ -24,6 +24,7 @@ MPE2_MODULES = {
     "simple_spread": "simple_spread_v3",
     "simple_speaker_listener": "simple_speaker_listener_v4",
     "simple_reference": "simple_reference_v3",
+    "simple_tag": "simple_tag_v3",
 }
 
 
