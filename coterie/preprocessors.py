@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coterie.spaces import flat_size
 
-__all__ = ["PopArt", "Preprocessor", "RunningStandardScaler", "ValueNorm", "rescale_output", "stack_preprocessors"]
+__all__ = ["PopArt", "Preprocessor", "RunningScale", "RunningStandardScaler", "ValueNorm", "rescale_output", "stack_preprocessors"]
 
 
 class Preprocessor(nn.Module):
@@ -145,6 +145,36 @@ class RunningStandardScaler(Preprocessor):
     def denormalise(self, x: Tensor) -> Tensor:
         x = x.clamp(-self.clip_threshold, self.clip_threshold)
         return x * (self.running_variance.sqrt() + self.epsilon).to(x.dtype) + self.running_mean.to(x.dtype)
+
+
+class RunningScale(RunningStandardScaler):
+    """Standard deviation of all that was seen, for rewards: ``y = x / std``. The mean stays where it is, since moving it would
+    pay for every further step of an episode, or charge for it.
+
+    Until numbers that differ were seen, ``y = x``.
+
+    :param size: width F, or the space that has it
+    :param epsilon: standard deviations up to this one count as 0
+    :param device: where the statistics live
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int] | gymnasium.Space,
+        epsilon: float = 1e-8,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__(size, epsilon, float("inf"), device)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        std = self.running_variance.sqrt()
+        return torch.where(std > self.epsilon, std, 1.0).to(x.dtype)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return x / self._scale(x)
+
+    def denormalise(self, x: Tensor) -> Tensor:
+        return x * self._scale(x)
 
 
 class ValueNorm(Preprocessor):

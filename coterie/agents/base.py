@@ -147,7 +147,7 @@ class MultiAgent(ABC):
         return {uid: memory for uid, memory in by_agent.items() if memory is not None or uid in self.learning_agents}
 
     def _partition(self, models: Mapping[str, Mapping[str, Model]]) -> list[Learner]:
-        """Groups and learners of the team with these models, its own or copies of them."""
+        """Groups and learners of the agents with these models, which are those of the whole team or copies of some."""
         members = [
             TeamMember(
                 name=uid,
@@ -165,8 +165,9 @@ class MultiAgent(ABC):
                 tie=self._tie(uid),
             )
             for i, uid in enumerate(self.possible_agents)
+            if uid in models
         ]
-        return build_learners(members, self.device, self.common_critic_input)
+        return build_learners(members, self.device, self.common_critic_input, len(self.possible_agents))
 
     def _trained(self, uid: str) -> list[str]:
         """The roles of an agent's models that take part: nobody asks the critic of one that does not learn."""

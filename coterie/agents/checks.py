@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from coterie.agents.config import ConfigError
 from coterie.memories.base import Memory
+from coterie.memories.replay import ReplayMemory
 from coterie.models.base import Model
 from coterie.models.mixins import StochasticMixin
 from coterie.models.scripted import ScriptedPolicy
@@ -26,6 +27,7 @@ __all__ = [
     "check_memories",
     "check_models",
     "check_policies",
+    "check_replay_memories",
     "check_std_from_outside",
     "team_device",
     "with_scripts",
@@ -205,6 +207,35 @@ def check_memories(
     sizes = {uid: memory.num_envs for uid, memory in memories.items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"memories: expected one num_envs for all agents, got {sizes}")
+
+
+def check_replay_memories(memories: Mapping[str, Memory]) -> None:
+    """Check that memories are of one kind that keeps what is long ago.
+
+    :raises TypeError: a memory of another kind
+    :raises ValueError: memories that differ
+    """
+    for uid, memory in memories.items():
+        if not isinstance(memory, ReplayMemory):
+            raise TypeError(
+                f"memories[{uid!r}]: expected a ReplayMemory, PrioritizedMemory or EpisodeMemory, got {type(memory).__name__}; "
+                "this algorithm learns from what was done long ago"
+            )
+    if not memories:
+        raise ValueError("memories: no agent learns; pass memories=None to act only")
+
+    def settings(memory: Memory) -> dict[str, Any]:
+        private = {"seed", "device", "memory_index", "filled"}
+        shown = {name: value for name, value in vars(memory).items() if name[0] != "_" and name not in private}
+        return {"class": type(memory).__name__, **shown}
+
+    (first, memory), *others = memories.items()
+    for uid, other in others:
+        if settings(other) != settings(memory):
+            raise ValueError(
+                f"memories: expected one kind and size for all agents, since they are drawn from together; {first!r} has "
+                f"{settings(memory)}, {uid!r} {settings(other)}"
+            )
 
 
 def check_finite(what: str, tensor: Tensor, names: Sequence[str], num_envs: int | None = None) -> None:

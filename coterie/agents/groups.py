@@ -151,6 +151,7 @@ class Learner:
     agents_per_set: int
     sequence_length: int = 1
     value_preprocessor: SetPreprocessor | None = None
+    reward_preprocessor: SetPreprocessor | None = None
     optimizers: SetOptimizers | None = None
 
     @property
@@ -185,6 +186,8 @@ class Learner:
                 yield f"shared_state_preprocessor/{critics.names[0]}", stage
         if self.value_preprocessor is not None:
             yield "value_preprocessor", self.value_preprocessor
+        if self.reward_preprocessor is not None:
+            yield "reward_preprocessor", self.reward_preprocessor
 
     def set_names(self) -> list[list[str]]:
         """Names of the agents of each parameter set."""
@@ -196,15 +199,16 @@ class Learner:
 
 
 def build_learners(
-    members: Sequence[TeamMember], device: torch.device, common_critic_input: bool = False
+    members: Sequence[TeamMember], device: torch.device, common_critic_input: bool = False, team_size: int | None = None
 ) -> list[Learner]:
     """Partition a team into learners and groups.
 
     :param common_critic_input: whether all critics see the same, one row for each environment
+    :param team_size: number of agents of the team, for members that are only some of it
 
     :raises ValueError: agents that share a model differ in settings that belong to the parameters
     """
-    ids = torch.eye(len(members), device=device)
+    ids = torch.eye(len(members) if team_size is None else team_size, device=device)
     return [_build(sets, ids, common_critic_input) for sets in _alike_sets(_parameter_sets(members))]
 
 

@@ -102,9 +102,8 @@ class MAPPO(MultiAgentPPO):
             common = self._preprocessor(learner, key, width) if common is None else common
             critics.preprocessor = common
 
-    def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
+    def _settle_shared(self, infos: Mapping[str, Any]) -> None:
         self._input.settle(infos)
-        super()._record_shared_state(infos)
 
     def _learn_states(self, learner: Learner) -> None:
         super()._learn_states(learner)

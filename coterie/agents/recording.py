@@ -74,6 +74,9 @@ class RecordingAgent(ActingAgent):
         :raises RuntimeError: there is no room for it
         """
 
+    def _settle_shared(self, infos: Mapping[str, Any]) -> None:  # noqa: B027 (few have a choice)
+        """Decide by the first step, before it is stored, what is used of the shared state."""
+
     def shared_space(self) -> gymnasium.Space | int:
         """Space or size of the shared state, for those that use it."""
         return 0
@@ -100,6 +103,7 @@ class RecordingAgent(ActingAgent):
         if self._stores:
             states, actions, rewards, next_states, terminated, truncated = taken_in
             terminated, truncated = self._own_ends(terminated, truncated, masks)
+            self._settle_shared(infos)
             self._store(
                 Transition(
                     states, actions, rewards, next_states, terminated, truncated, infos, masks, timestep, timesteps
@@ -293,6 +297,11 @@ class RecordingAgent(ActingAgent):
             shared,
             present,
         )
+
+    def _masks_at_last(self, infos: Mapping[str, Any], rows: int) -> Masks:
+        """Who was to act on last states, and what was allowed to whom, where the environment says so."""
+        given = {"active_masks": infos.get("final_active_masks"), "action_masks": infos.get("final_action_masks")}
+        return Masks(given, rows, self.device)
 
     def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:
         """The shared state ``[E, F]`` of a moment, None where critics don't see it.

@@ -64,6 +64,10 @@ class StochasticMixin(Model):
 
     _last: dict[str, Distribution]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy does not bring the last call along, nor the graph that hangs on it."""
+        return {name: value for name, value in self.__dict__.items() if name != "_last"}
+
     @abstractmethod
     def make_distribution(self, tensors: Sequence[Tensor], action_masks: Tensor | None = None) -> Distribution:
         """Build the action distribution from the tensors that ``compute`` returned, ``[..., n]`` each.

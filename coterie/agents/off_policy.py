@@ -1,0 +1,159 @@
+"""Learning from what was done long ago: what all off-policy algorithms have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.agent_tensors import AgentTensors
+from coterie.agents.checks import check_replay_memories
+from coterie.agents.groups import Group, Learner
+from coterie.agents.masks import blank
+from coterie.agents.recording import LastMoment, RecordingAgent, Transition
+from coterie.agents.replay_storage import ReplayStorage
+from coterie.memories.replay import ReplayMemory
+from coterie.spaces import flat_size
+
+__all__ = ["OffPolicyAgent"]
+
+
+class OffPolicyAgent(RecordingAgent):
+    """A team that keeps its steps in a replay memory and learns from draws of it.
+
+    See :class:`MultiAgent` for the parameters. Memories are :class:`~coterie.memories.ReplayMemory` or kinds of it, all of one
+    kind and size: the team keeps one memory of that kind, and each agent's shows its own part.
+    """
+
+    def _build(self) -> None:
+        super()._build()
+        self._storage: ReplayStorage | None = None
+        self._struck: Tensor | None = None  # bool [E, N, 1], whom a time limit struck in the last step while others went on
+        self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
+        if self.memories is not None:
+            check_replay_memories(self.memories)
+
+    def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
+        super().init(trainer_cfg)
+        self._struck = None
+        if self._storage is not None:
+            self._storage.memory.interrupt()  # episodes that were running are not taken up again
+        elif self.memories is not None:
+            like = next(iter(self.memories.values()))
+            assert isinstance(like, ReplayMemory)
+            self._storage = ReplayStorage(like, self.groups, self.possible_agents, self.device)
+            self._show_storage()
+
+    @property
+    def _stores(self) -> bool:
+        return self._storage is not None
+
+    def _show_storage(self) -> None:
+        assert self._storage is not None
+        assert self.memories is not None
+        self._storage.show_in(self.memories)
+
+    # ---- recording -------------------------------------------------------------------------------------------------------
+
+    def _store(self, step: Transition) -> None:
+        assert self._storage is not None
+        rows, masks = {}, {}
+        for group in self.groups:
+            row, shown, _ = self._group_row(group, step)
+            if self._struck is not None:  # the next row shows to whom it happened what came of the last step
+                struck = self._stack("struck", AgentTensors.single(self.possible_agents, self._struck), group.names)
+                seen = self._stack("states", step.states, group.names, group.observation_width)
+                row["states"] = torch.where(struck, seen, row["states"])
+            rows[group.names[0]], masks[group.names[0]] = row, shown
+        self._learn_scales(rows, masks)
+        terminated = self._stack("terminated", step.terminated, self.possible_agents)
+        ended = terminated | self._stack("truncated", step.truncated, self.possible_agents)
+        over = ended.all(dim=1, keepdim=True)  # [E, 1, 1]
+        cut = over & ~terminated.all(dim=1, keepdim=True)
+        if not self._bootstraps:
+            cut = torch.zeros_like(cut)
+        team = {"team_terminated": over & ~cut, "team_ended": over, **self._shared_row(step.infos, "shared_states")}
+        grown = self._storage.add(rows, masks, team)
+        last = self._last_moment(step) if self._bootstraps else None
+        self._struck = None
+        if last is not None:
+            grown |= self._store_last(step, last, cut)
+            struck = self._stack("struck", last.struck, self.possible_agents) & ~over
+            self._struck = struck if bool(struck.any()) else None
+        self._storage.memory.end_episodes(over.flatten())
+        if grown:
+            self._show_storage()
+
+    def _store_last(self, step: Transition, last: LastMoment, cut: Tensor) -> bool:
+        """Store what was seen at last where a time limit ended the whole episode."""
+        assert self._storage is not None
+        envs = cut.flatten().nonzero().squeeze(-1)
+        if not len(envs):
+            return False
+        final = self._masks_at_last(step.infos, cut.shape[0])
+        rows, masks = {}, {}
+        for group in self.groups:
+            names, there = group.names, last.moment.present(group)
+            observed = last.moment.of(group)
+            self._check_finite("final_states", observed[envs], names)
+            active = final.active(names)
+            if there is not None:
+                active = there if active is None else there & active
+            rows[names[0]] = {"states": observed}
+            masks[names[0]] = {
+                "active": active,
+                "present": there,
+                "action_masks": final.actions(names, flat_size(group.action_space)),
+            }
+        shared = {} if last.moment.shared is None else {"shared_states": last.moment.shared}
+        return self._storage.add_last(envs, rows, masks, shared)
+
+    def _shared_row(self, infos: Mapping[str, Any], key: str) -> dict[str, Tensor]:
+        shared = self._shared_state(infos, key)
+        if shared is None:
+            return {}
+        self._check_finite(f"infos[{key!r}]", shared.unsqueeze(1), ["team"])
+        return {key: shared}
+
+    @abstractmethod
+    def _learn_scales(
+        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]]
+    ) -> None:
+        """Let normalisers learn from a step, of each group by its first agent: each step is learned from once."""
+
+    # ---- learning --------------------------------------------------------------------------------------------------------
+
+    def post_interaction(self, timestep: int, timesteps: int) -> None:
+        if self._storage is not None and not self._evaluating:
+            self._update(timestep, timesteps)
+        super().post_interaction(timestep, timesteps)
+
+    def _update(self, timestep: int, timesteps: int) -> None:
+        due = [learner for learner in self.learners if self.learns(learner) and self._is_due(learner, timestep)]
+        if not due:
+            return
+        try:
+            for learner in due:
+                for _ in range(self.agent_cfg["gradient_steps"][learner.names[0]]):
+                    self._learn(learner, timestep, timesteps)
+        finally:
+            self.set_mode("eval")
+
+    def _is_due(self, learner: Learner, timestep: int) -> bool:
+        leader = learner.names[0]
+        cfg = {key: values[leader] for key, values in self.agent_cfg.items()}
+        if timestep < cfg["learning_starts"] or (timestep + 1) % cfg["update_interval"]:
+            return False
+        assert self._storage is not None
+        return self._storage.memory.ready(cfg["batch_size"], *self._window_size(learner))
+
+    @abstractmethod
+    def _window_size(self, learner: Learner) -> tuple[int, int]:
+        """Number of rows that a learner learns from at a time, and of those ahead of them that warm its models up."""
+
+    @abstractmethod
+    def _learn(self, learner: Learner, timestep: int, timesteps: int) -> None:
+        """One optimizer step of a learner."""

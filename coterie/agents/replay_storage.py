@@ -1,0 +1,203 @@
+"""What a team keeps of its steps in one replay memory, and what an update reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from coterie.agents.groups import Group
+from coterie.agents.masks import blank
+from coterie.agents.moments import Moment
+from coterie.memories.base import Memory, Size
+from coterie.memories.replay import ReplayMemory
+from coterie.memories.window import Window
+from coterie.spaces import flat_size
+
+__all__ = ["Drawn", "ReplayStorage"]
+
+#: what is stored of each group, ``[T, E, A, n]``
+COLUMNS = ("states", "actions", "rewards", "terminated", "truncated")
+
+#: masks ``[T, E, A, n]`` that are stored from the first step on that has them, and what they are before it
+MASKS = ("active", "present", "action_masks")
+
+#: of the whole team, bool ``[T, E, 1, 1]``: the episode is over and what comes behind it is worth nothing; it is over
+TEAM_FLAGS = ("team_terminated", "team_ended")
+
+
+#: of the whole team ``[T, E, F]``, where its networks see it
+SHARED = "shared_states"
+
+#: by the first agent of a group and the name within it
+Rows = Mapping[str, Mapping[str, Tensor]]
+RowMasks = Mapping[str, Mapping[str, Tensor | None]]
+
+
+def name_of(what: str, group: Group) -> str:
+    """The name of a group's tensor."""
+    return f"{what}/{group.names[0]}"
+
+
+class ReplayStorage:
+    """One memory for the steps of all groups.
+
+    :param like: a memory of the kind and size that is wanted
+    :param groups: the team's groups
+    :param order: the agents' names in the team's order
+    :param device: where it is stored
+    """
+
+    def __init__(
+        self, like: ReplayMemory, groups: Sequence[Group], order: Sequence[str], device: torch.device
+    ) -> None:
+        self.memory = like.empty_copy(device)
+        self._groups, self._order = list(groups), list(order)
+        for name, (size, dtype, stored) in self._specs().items():
+            self.memory.create_tensor(name, size, dtype, stored)
+
+    def _specs(self) -> dict[str, tuple[Size, torch.dtype, torch.dtype | None]]:
+        narrow = self.memory.observation_dtype
+        specs: dict[str, tuple[Size, torch.dtype, torch.dtype | None]] = {}
+        for group in self._groups:
+            agents = group.size
+            box = isinstance(group.action_space, gymnasium.spaces.Box)
+            columns: dict[str, tuple[int, torch.dtype, torch.dtype | None]] = {
+                "states": (group.observation_width, torch.float32, narrow),
+                "actions": (group.action_width, torch.float32 if box else torch.int64, None),
+                "rewards": (1, torch.float32, None),
+                "terminated": (1, torch.bool, None),
+                "truncated": (1, torch.bool, None),
+            }
+            for what, (width, dtype, stored) in columns.items():
+                specs[name_of(what, group)] = (agents, width), dtype, stored
+        return {**specs, **{name: ((1, 1), torch.bool, None) for name in TEAM_FLAGS}}
+
+    # ---- writing ---------------------------------------------------------------------------------------------------------
+
+    def add(self, rows: Rows, masks: RowMasks, team: Mapping[str, Tensor]) -> bool:
+        """Store one step of all environments.
+
+        :param rows: tensors ``[E, A, ...]`` of each group, by its first agent
+        :param masks: those of :data:`MASKS`, likewise; None where everything is True
+        :param team: the team's tensors ``[E, ...]``
+
+        :return: whether there is a tensor more than before
+        """
+        named, grown = self._named(rows, masks, team)
+        self.memory.add_samples(**named)
+        return grown
+
+    def add_last(self, envs: Tensor, rows: Rows, masks: RowMasks, team: Mapping[str, Tensor]) -> bool:
+        """Store last observations of some environments (int64 ``[K]``), picked from tensors of all: see :meth:`add`."""
+        named, grown = self._named(rows, masks, team)
+        self.memory.add_last(envs, **{name: row[envs] for name, row in named.items()})
+        return grown
+
+    def _named(self, rows: Rows, masks: RowMasks, team: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+        """All tensors of a moment by their names in the memory, and whether one is new."""
+        named, grown = dict(team), False
+        if SHARED in team:
+            size = (team[SHARED].shape[1],)
+            grown = self.memory.create_tensor(SHARED, size, torch.float32, self.memory.observation_dtype)
+        for group in self._groups:
+            leader = group.names[0]
+            named |= {name_of(what, group): row for what, row in rows[leader].items()}
+            for what, mask in masks[leader].items():
+                grown |= self._grow(what, group, mask)
+                filled = self._filled(what, group, mask)
+                if filled is not None:
+                    named[name_of(what, group)] = filled
+        return named, grown
+
+    def _grow(self, what: str, group: Group, mask: Tensor | None) -> bool:
+        """Make room for a mask that comes for the first time; everything was True before."""
+        name = name_of(what, group)
+        if mask is None or name in self.memory.get_tensor_names():
+            return False
+        self.memory.create_tensor(name, tuple(mask.shape[1:]), torch.bool)
+        self.memory.get_tensor_by_name(name).fill_(True)
+        return True
+
+    def _filled(self, what: str, group: Group, mask: Tensor | None) -> Tensor | None:
+        """A mask as it is stored, None where none is."""
+        name = name_of(what, group)
+        if mask is not None or name not in self.memory.get_tensor_names():
+            return mask
+        stored = self.memory.get_tensor_by_name(name)
+        return torch.ones_like(stored[0])
+
+    def show_in(self, memories: Mapping[str, Memory]) -> None:
+        """Make each agent's memory show its part of the storage, and what all agents share."""
+        common = (name for name in (*TEAM_FLAGS, SHARED) if name in self.memory.get_tensor_names())
+        shared = {name: self.memory.get_tensor_by_name(name) for name in common}
+        dtypes = {name: self.memory.dtype_of(name) for name in shared}
+        for group in self._groups:
+            names = {what: name_of(what, group) for what in (*COLUMNS, *MASKS)}
+            held = {what: name for what, name in names.items() if name in self.memory.get_tensor_names()}
+            for i, uid in enumerate(group.names):
+                if uid in memories:
+                    views = {what: self.memory.get_tensor_by_name(name)[:, :, i] for what, name in held.items()}
+                    own = {what: self.memory.dtype_of(name) for what, name in held.items()}
+                    memories[uid].expose(self.memory, {**views, **shared}, {**own, **dtypes})
+
+    # ---- reading ---------------------------------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int, length: int, burn_in: int) -> Drawn:
+        """Draw a batch of windows."""
+        return Drawn(self.memory, self.memory.windows(batch_size, length, burn_in), self._groups, self._order)
+
+
+class Drawn:
+    """A batch of B windows of R rows: what is asked for is gathered once.
+
+    :param memory: where it was drawn from
+    :param window: what was drawn
+    :param groups: the team's groups
+    :param order: the agents' names in the team's order
+    """
+
+    def __init__(self, memory: ReplayMemory, window: Window, groups: Sequence[Group], order: Sequence[str]) -> None:
+        self.window = window
+        self._memory = memory
+        self._groups, self._order = groups, order
+        self._gathered: dict[str, Tensor] = {}
+
+    def _gather(self, name: str) -> Tensor:
+        if name not in self._gathered:
+            self._gathered[name] = self._memory.gather(name, self.window)
+        return self._gathered[name]
+
+    def of(self, what: str, group: Group) -> Tensor:
+        """A group's tensor ``[R, B, A, n]``."""
+        return self._gather(name_of(what, group))
+
+    def mask(self, what: str, group: Group) -> Tensor | None:
+        """A group's mask, bool ``[R, B, A, n]``; None where no step had one."""
+        name = name_of(what, group)
+        return self._gather(name) if name in self._memory.get_tensor_names() else None
+
+    def team(self, what: str) -> Tensor:
+        """A tensor of the team ``[R, B, ...]``."""
+        return self._gather(what)
+
+    def moment(self) -> Moment:
+        """What could be seen at all rows, ``[R * B, ...]``."""
+
+        def present(group: Group) -> Tensor | None:
+            mask = self.mask("present", group)
+            return None if mask is None else mask.flatten(0, 1)
+
+        shared = None
+        if SHARED in self._memory.get_tensor_names():
+            shared = self._gather(SHARED).flatten(0, 1)
+        return Moment(
+            self._groups,
+            self._order,
+            lambda group: blank(self.of("states", group).flatten(0, 1), present(group)),
+            shared,
+            present,
+        )
