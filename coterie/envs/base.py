@@ -52,6 +52,11 @@ class MultiAgentEnv(ABC):
       absent: it has died, or not yet arrived. What it observes, does and earns means nothing, with two exceptions: the
       step in which it leaves counts, and shows in ``next_states`` what it observed last. An absent agent is
       ``terminated``, unless it arrives in this step.
+    - Beside ``final_states``, infos may have ``infos["final_action_masks"]`` and ``infos["final_active_masks"]``: in the
+      form of the masks above, what would be allowed in the last states and who would be to act on them, had the clock not
+      run out. Only rows of copies that ended are meaningful, and in these only agents that are ``truncated`` and not
+      ``terminated``: for others there is nothing to act on, so that ``final_active_masks`` is False and all is allowed. Those
+      who are truncated and not active wait. Without the keys, whoever is truncated is to act, and all is allowed.
     - Returned tensors are never written to again by the environment, nor by whoever receives them.
     """
 
@@ -68,7 +73,8 @@ class MultiAgentEnv(ABC):
     #: space of the state that a centralised critic sees, by agent (the same for all of a team)
     shared_observation_spaces: Mapping[str, gymnasium.Space]
     #: whether :meth:`state` is the environment's own; elsewhere it is the observations of all agents side by side, in
-    #: the order of ``possible_agents``, with zeros for those that are absent
+    #: the order of ``possible_agents``, with zeros for those that are absent (in the last state of an episode also for those
+    #: that were terminated as others were truncated)
     has_own_state: bool = True
 
     @abstractmethod

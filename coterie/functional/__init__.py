@@ -1,6 +1,6 @@
 """Pure tensor maths: torch in, torch out."""
 
-from coterie.functional.advantages import gae, masked_mean, multi_agent_gae, outcome_known, standardise
+from coterie.functional.advantages import gae, masked_mean, multi_agent_gae, standardise
 from coterie.functional.diagnostics import explained_variance, is_clipped
 from coterie.functional.distributions import (
     bernoulli_entropy,
@@ -15,7 +15,9 @@ from coterie.functional.distributions import (
     tanh_log_derivative,
     tanh_normal_entropy,
 )
+from coterie.functional.own_time import outcome_known
 from coterie.functional.ppo import KL_ESTIMATORS, clipped_surrogate_loss, clipped_value_loss, kl_estimate
+from coterie.functional.td import chosen_values, double_q_values, greedy_actions, td_loss, td_returns
 
 __all__ = [
     "KL_ESTIMATORS",
@@ -25,10 +27,13 @@ __all__ = [
     "categorical_kl",
     "categorical_log_prob",
     "categorical_sample",
+    "chosen_values",
     "clipped_surrogate_loss",
     "clipped_value_loss",
+    "double_q_values",
     "explained_variance",
     "gae",
+    "greedy_actions",
     "is_clipped",
     "kl_estimate",
     "masked_mean",
@@ -40,4 +45,6 @@ __all__ = [
     "standardise",
     "tanh_log_derivative",
     "tanh_normal_entropy",
+    "td_loss",
+    "td_returns",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from coterie.functional.own_time import between_own_actions, outcome_known
 from coterie.functional.scan import backward_scan
+from coterie.functional.signals import check_mask, check_shape, per_agent
 
-__all__ = ["gae", "masked_mean", "multi_agent_gae", "outcome_known", "standardise"]
+__all__ = ["gae", "masked_mean", "multi_agent_gae", "standardise"]
 
 
 def gae(
@@ -70,19 +72,21 @@ def gae(
     :raises ValueError: the tensors differ in shape, or a mask is not bool
     """
     shape = values.shape
-    rewards = _per_agent("rewards", rewards, shape)
-    terminated = _per_agent("terminated", terminated, shape)
-    truncated = _per_agent("truncated", truncated, shape)
-    _check_shape("next_values", next_values, shape)
+    rewards = per_agent("rewards", rewards, shape)
+    terminated = per_agent("terminated", terminated, shape)
+    truncated = per_agent("truncated", truncated, shape)
+    check_shape("next_values", next_values, shape)
     done = terminated | truncated
     weight = (~done).to(values.dtype) * (discount * gae_lambda)
     if active is None and active_next is None:
         deltas = torch.where(terminated, rewards, rewards + discount * next_values) - values
         advantages = backward_scan(deltas, weight)
         return advantages, advantages + values
-    active = torch.ones_like(done) if active is None else _check_mask("active", active, shape)
+    active = torch.ones_like(done) if active is None else check_mask("active", active, shape)
     known = active if active_next is None else outcome_known(active, done, active_next)
-    own, following = _between_own_actions(rewards, values, next_values, terminated, done, active)
+    leads_to = torch.where(terminated, 0.0, next_values)
+    leads_to[:-1] = torch.where(active[1:] & ~done[:-1], values[1:], leads_to[:-1])
+    own, following = between_own_actions(rewards, leads_to, done, active)
     deltas = torch.where(known, own + discount * following - values, 0.0)
     # rows between two own actions hand the later one's advantage on as it is
     weight = torch.where(active | done, weight, 1.0)
@@ -137,40 +141,19 @@ def multi_agent_gae(
             f"and time_dim {time_dim}"
         )
     shape = values.shape
-    _check_shape("next_values", next_values, shape)
+    check_shape("next_values", next_values, shape)
     advantages, returns = gae(
-        _per_agent("rewards", rewards, shape).movedim(time, 0),
+        per_agent("rewards", rewards, shape).movedim(time, 0),
         values.movedim(time, 0),
         next_values.movedim(time, 0),
-        _per_agent("terminated", terminated, shape).movedim(time, 0),
-        _per_agent("truncated", truncated, shape).movedim(time, 0),
+        per_agent("terminated", terminated, shape).movedim(time, 0),
+        per_agent("truncated", truncated, shape).movedim(time, 0),
         discount,
         gae_lambda,
-        None if active is None else _check_mask("active", active, shape).movedim(time, 0),
+        None if active is None else check_mask("active", active, shape).movedim(time, 0),
         active_next,
     )
     return advantages.movedim(0, time), returns.movedim(0, time)
-
-
-def outcome_known(active: Tensor, done: Tensor, active_next: Tensor) -> Tensor:
-    """Where the rollout shows what an action led to: the agent's next own action, or an end.
-
-    False for the last row at which an agent acted that waits when the rollout ends: more of that action's reward may be
-    still to come.
-
-    :param active: bool ``[T, ...]``, where agents acted
-    :param done: bool ``[T, ...]``, or a team's as in :func:`gae`
-    :param active_next: bool ``[...]``, whether the agent acts on the state after the last row
-
-    :return: bool ``[T, ...]``, False where agents did not act
-
-    :raises ValueError: the tensors' shapes don't fit, or a mask is not bool
-    """
-    _check_mask("active", active, active.shape)
-    _check_mask("active_next", active_next, active.shape[1:])
-    done = _per_agent("done", done, active.shape)
-    told = torch.cat([active[1:], active_next.unsqueeze(0)]) | done
-    return active & (backward_scan(told.float(), ~told) > 0)
 
 
 def standardise(x: Tensor, dim: tuple[int, ...], mask: Tensor | None = None, eps: float = 1e-8) -> Tensor:
@@ -201,59 +184,3 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """
     mask = mask.expand(x.shape)
     return torch.where(mask, x, 0.0).sum(dim=dim) / mask.sum(dim=dim).clamp_min(1)
-
-
-# ---- an agent's own time ---------------------------------------------------------------------------------------------
-
-
-def _between_own_actions(
-    rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, done: Tensor, active: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What each own action earns up to the next one, and the value of what it leads to (0 after a termination).
-
-    Both are read off at the rows of own actions; what the other rows hold means nothing.
-    """
-    leads_to = torch.where(terminated, 0.0, next_values)
-    leads_to[:-1] = torch.where(active[1:] & ~done[:-1], values[1:], leads_to[:-1])
-    ends = done.clone()  # the row before an own action, and the last before a cut, have nothing behind them
-    ends[:-1] |= active[1:]
-    ends[-1] = True
-    sums = backward_scan(
-        torch.stack([rewards, torch.where(ends, leads_to, 0.0)], dim=1), torch.stack([~ends, ~ends], dim=1)
-    )
-    own, following = sums.unbind(1)
-    return own, following
-
-
-# ---- shapes ----------------------------------------------------------------------------------------------------------
-
-
-def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    if tensor.shape != shape:
-        raise ValueError(f"expected {name} of shape {list(shape)} as the values, got {list(tensor.shape)}")
-    return tensor
-
-
-def _check_mask(name: str, mask: Tensor, shape: torch.Size) -> Tensor:
-    if mask.shape != shape or mask.dtype != torch.bool:
-        raise ValueError(f"expected {name} as bool of shape {list(shape)}, got {mask.dtype} {list(mask.shape)}")
-    return mask
-
-
-def _per_agent(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Give a team's signal the agent dimension -2 of ``shape``, repeating it.
-
-    :raises ValueError: the tensor has neither this shape nor a team's
-    """
-    if tensor.shape == shape:
-        return tensor
-    forms = [list(shape)]
-    if len(shape) >= 3 and shape[-1] == 1:  # time, agent, 1: without an agent dimension there is nothing to repeat over
-        forms += [[*shape[:-2], 1, 1], [*shape[:-2], 1]]
-        if list(tensor.shape) in forms:
-            return (tensor.unsqueeze(-2) if tensor.dim() < len(shape) else tensor).expand(shape)
-    raise ValueError(
-        f"expected {name} of shape {list(shape)} as the values"
-        + (f", or {forms[1]} or {forms[2]} for the whole team" if len(forms) > 1 else "")
-        + f"; got {list(tensor.shape)}"
-    )

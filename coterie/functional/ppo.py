@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from coterie.functional.huber import error_loss
+
 __all__ = ["KL_ESTIMATORS", "clipped_surrogate_loss", "clipped_value_loss", "kl_estimate"]
 
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -41,13 +43,8 @@ def clipped_value_loss(
     """``max(l(R - V), l(R - V_old - clip(V - V_old, -c, c)))`` (Yu et al. 2022, arXiv 2103.01955, appendix A).
 
     The maximum keeps a gradient towards the return for predictions outside the clipping range. ``c = inf`` leaves
-    the plain ``l(R - V)``. The loss of an error is its square, or with ``huber_delta``::
-
-        l(e) = e^2                      |e| <= delta
-               delta (2 |e| - delta)    otherwise
-
-    which is twice the Huber loss as PyTorch has it, so that both agree for small errors and one scale of the value loss
-    serves either.
+    the plain ``l(R - V)``. The loss l of an error is its square, or with ``huber_delta`` linear for large ones
+    (:func:`~coterie.functional.huber.error_loss`).
 
     :param values: predictions, ``[..., A, 1]``
     :param old_values: predictions before the update, ``[..., A, 1]``
@@ -56,20 +53,12 @@ def clipped_value_loss(
     :param huber_delta: delta > 0, a number or one per agent ``[A, 1]``; None for the squared error, as is infinity
     """
     if isinstance(value_clip, float) and math.isinf(value_clip):
-        return _error_loss(returns - values, huber_delta)
+        return error_loss(returns - values, huber_delta)
     # values within the bounds stay what they are to the last bit, so that where the bounded loss is larger the value is at a
     # bound, and has no gradient
     near = torch.clamp(values.detach(), old_values - value_clip, old_values + value_clip)
-    error, bounded = _error_loss(returns - values, huber_delta), _error_loss(returns - near, huber_delta)
+    error, bounded = error_loss(returns - values, huber_delta), error_loss(returns - near, huber_delta)
     return torch.where(error >= bounded, error, bounded)
-
-
-def _error_loss(error: Tensor, huber_delta: float | Tensor | None) -> Tensor:
-    if huber_delta is None or (isinstance(huber_delta, float) and math.isinf(huber_delta)):
-        return error.square()
-    size = error.abs()
-    within = size.clamp_max(huber_delta)
-    return within * (2.0 * size - within)
 
 
 def _clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

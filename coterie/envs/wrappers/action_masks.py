@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import gymnasium
@@ -18,13 +18,17 @@ __all__ = ["ActionMasks", "MaskedCopy"]
 
 
 class MaskedCopy(Protocol):
-    """What is asked of a copy: its masks, who acts on its present states, and a name for messages."""
+    """What is asked of a copy: its masks, who acts on the states that they describe, and a name for messages."""
 
     index: int
 
     @property
     def alive(self) -> Sequence[bool]:
         """Who acts on the present states, in the order of the team."""
+
+    @property
+    def last_alive(self) -> Sequence[bool]:
+        """Who would act on the last states of an episode, in the order of the team."""
 
     @property
     def masks(self) -> Mapping[str, Any]:
@@ -78,13 +82,7 @@ class ActionMasks:
 
         :raises EnvError: a mask has the wrong length or holds other numbers, or an agent that is to act has no choice
         """
-        masks = {g: np.ones((self._num_envs, len(g), self._layouts[g[0]].width), np.bool_) for g in self._groups}
-        for copy in copies:
-            acting = dict(zip(self._order, copy.alive, strict=True))
-            for name, mask in copy.masks.items():
-                if acting[name]:
-                    group, column = self._places[name]
-                    masks[group][copy.index, column] = self._layouts[name].read(mask, f"{copy}", name)
+        masks = self._read((copy, copy.alive) for copy in copies)
         for group, mask in masks.items():
             allowed = self._layouts[group[0]].any_in_each_dimension(mask)
             if not allowed.all():
@@ -95,6 +93,29 @@ class ActionMasks:
                     "to act needs at least one allowed choice: end its part in the episode, or allow an action that does "
                     "nothing"
                 )
+        return masks
+
+    def collect_last(self, copies: Sequence[MaskedCopy]) -> dict[tuple[str, ...], NDArray[np.bool_]]:
+        """Return the masks of the last states of episodes that ended in ``copies`` by group of agents.
+
+        All is allowed to an agent whose mask allows nothing: as the game is over, the environment may not have bothered.
+
+        :raises EnvError: a mask has the wrong length or holds other numbers
+        """
+        masks = self._read((copy, copy.last_alive) for copy in copies)
+        for group, mask in masks.items():
+            mask |= ~self._layouts[group[0]].any_in_each_dimension(mask).all(axis=-1, keepdims=True)
+        return masks
+
+    def _read(self, copies: Iterable[tuple[MaskedCopy, Sequence[bool]]]) -> dict[tuple[str, ...], NDArray[np.bool_]]:
+        """Return the masks of those who act, by copy and agent; True elsewhere."""
+        masks = {g: np.ones((self._num_envs, len(g), self._layouts[g[0]].width), np.bool_) for g in self._groups}
+        for copy, alive in copies:
+            acting = dict(zip(self._order, alive, strict=True))
+            for name, mask in copy.masks.items():
+                if acting[name]:
+                    group, column = self._places[name]
+                    masks[group][copy.index, column] = self._layouts[name].read(mask, f"{copy}", name)
         return masks
 
     def _admit(self, names: Collection[str]) -> None:

@@ -103,6 +103,10 @@ class ParallelCopy:
         self.present = [True] * len(team.names)
         #: who acts next, in the order of the team
         self.alive = self.present
+        #: at the end of an episode, who is in the game and could have gone on, had its time not run out
+        self.cut_off = self.present
+        #: of these, who would act on the last observations
+        self.last_alive = self.present
         #: whether nobody is absent
         self.complete = True
         #: action masks that came with the present observations, by agent
@@ -177,6 +181,8 @@ class ParallelCopy:
         if True in terms or True in truncs or env.agents != names:  # among others where anyone was absent
             self._note_absent(acting, terms, truncs, result)
             over = True not in self.present
+            if over:
+                self._note_cut_off(terms, truncs)
             kept = [n for n, present in zip(names, self.present, strict=True) if present or n in acting]
             observations = {name: observations[name] for name in kept}
         if self._turns is not None:
@@ -262,6 +268,15 @@ class ParallelCopy:
         """Keep who acts on the present observations."""
         turns, names = self._turns, self._team.names
         self.alive = self.present if turns is None else [name == turns.turn for name in names]
+
+    def _note_cut_off(self, terms: list[bool], truncs: list[bool]) -> None:
+        """Keep whom the time limit struck, and who of them would act on what they observe last."""
+        turns = self._turns
+        self.cut_off = [trunc and not term for trunc, term in zip(truncs, terms, strict=True)]
+        self.last_alive = self.cut_off
+        if turns is not None:
+            names = zip(self.cut_off, self._team.names, strict=True)
+            self.last_alive = [cut_off and name == turns.last_turn for cut_off, name in names]
 
     def _read_observations(self, observations: Mapping[str, Any], buffers: Buffers) -> None:
         if self.masks:

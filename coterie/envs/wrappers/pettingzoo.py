@@ -45,6 +45,9 @@ class PettingZooEnv(MultiAgentEnv):
       who acts next. An episode is over when nobody is left in the game.
     - With environments that are played in turn (:class:`~coterie.envs.wrappers.turn_based.TurnBasedTeam`), one agent of
       a copy is active, and ``infos["waiting_masks"]`` names the others that are in the game.
+    - Where a time limit struck, ``infos["final_active_masks"]`` is there if somebody is not to act on the last states, and
+      ``infos["final_action_masks"]`` if there are masks. A mask that allows nothing to an agent whose episode is over is taken
+      for none.
     - ``infos["env_infos"]`` lists what the copies reported with these states, and ``infos["final_env_infos"]`` what
       they reported at the end of an episode (None for the others); each is there only if a copy reported something.
       They are the environments' own objects.
@@ -154,7 +157,7 @@ class PettingZooEnv(MultiAgentEnv):
 
         :param terminated: who has died, ``[E, A]``
         """
-        final = self._gather({group: buffer.copy() for group, buffer in buffers.items()})
+        final = self._by_group({group: buffer.copy() for group, buffer in buffers.items()})
         check_finite(final, "observation", f"step {self._age}")
         infos["final_states"] = final
         if self.has_own_state:
@@ -165,14 +168,31 @@ class PettingZooEnv(MultiAgentEnv):
         reported = [copy.infos if copy in over else None for copy in self._copies]
         if any(map(_says_something, reported)):
             infos["final_env_infos"] = reported
+            for copy in over:
+                copy.read_info_masks()
+            self._masks.admit(over)
+        self._describe_last(over, infos)
         for copy in over:
             for buffer in buffers.values():
                 buffer[copy.index] = 0.0
             copy.reset(buffers)
 
+    def _describe_last(self, over: list[ParallelCopy], infos: dict[str, Any]) -> None:
+        """Say what the last states would have allowed to whom, where a time limit struck."""
+        struck = [copy for copy in over if True in copy.cut_off]
+        if not struck:
+            return
+        if self._in_turn or not all(all(copy.last_alive) for copy in struck):
+            active = np.zeros((self.num_envs, len(self._names), 1), dtype=np.bool_)
+            for copy in struck:
+                active[copy.index, :, 0] = copy.last_alive
+            infos["final_active_masks"] = self._stack(active)
+        if self._masks.names:
+            infos["final_action_masks"] = self._by_group(self._masks.collect_last(struck))
+
     def _publish(self, buffers: Buffers, infos: dict[str, Any]) -> AgentTensors:
         """Return the observations that the next actions answer to, and add to ``infos`` what describes them."""
-        self._states = self._gather(buffers)
+        self._states = self._by_group(buffers)
         self._shared = None
         check_finite(self._states, "observation", f"step {self._age}")
         if self._in_turn or not all(copy.complete for copy in self._copies):
@@ -186,12 +206,11 @@ class PettingZooEnv(MultiAgentEnv):
                 copy.read_info_masks()
             self._masks.admit(self._copies)
         if self._masks.names:
-            masks = self._masks.collect(self._copies)
-            infos["action_masks"] = AgentTensors({group: self._tensor(mask) for group, mask in masks.items()})
+            infos["action_masks"] = self._by_group(self._masks.collect(self._copies))
         return self._states
 
-    def _gather(self, buffers: Buffers) -> AgentTensors:
-        return AgentTensors({group: self._tensor(buffer) for group, buffer in buffers.items()})
+    def _by_group(self, arrays: Mapping[tuple[str, ...], NDArray[Any]]) -> AgentTensors:
+        return AgentTensors({group: self._tensor(array) for group, array in arrays.items()})
 
     def _stack(self, values: NDArray[Any]) -> AgentTensors:
         """Wrap one number ``[E, A, 1]`` for each agent."""

@@ -28,6 +28,8 @@ class TurnBasedTeam:
         self.agents: list[str] = []
         #: the agent that acts next; after the end of a game, nobody
         self.turn: str | None = None
+        #: after the end of a game, the agent whose turn it would have been
+        self.last_turn: str | None = None
         self._over = False  # the game has ended, and the last steps of the dead are due
 
     def __repr__(self) -> str:
@@ -78,7 +80,7 @@ class TurnBasedTeam:
         infos = {name: env.infos.get(name, {}) for name in leaving}
         self._over = len(leaving) == len(env.agents)
         if self._over:
-            self.agents, self.turn = [], None
+            self.agents, self.turn, self.last_turn = [], None, self._after_the_dead()
         else:
             self._pass_over_the_dead()
             self._note_turn()
@@ -106,6 +108,11 @@ class TurnBasedTeam:
 
     def _dead(self, name: str) -> bool:
         return bool(self.env.terminations[name] or self.env.truncations[name])
+
+    def _after_the_dead(self) -> str:
+        """The agent that is selected, or, where the dead take their last steps first, would be after these."""
+        following = getattr(self.unwrapped, "_skip_agent_selection", None)  # where AECEnv._deads_step_first keeps it
+        return str(self.env.agent_selection if following is None else following)
 
     def _pass_over_the_dead(self) -> None:
         """Take the steps that the environment wants for agents that are out, until the turn is somebody else's."""
