@@ -36,15 +36,22 @@ class RandomMemory(Memory):
     ) -> list[list[Tensor]]:
         """Draw ``batch_size`` transitions uniformly, in ``mini_batches`` parts.
 
-        :raises ValueError: the memory is empty, or too small for a draw without replacement
+        With a ``sequence_length`` of L, that many sequences of L rows of one environment, one after the other:
+        ``[batch_size * L, ...]``. None runs over the place that is written next; they may run across the ends of episodes.
+
+        :raises ValueError: the memory is empty, holds fewer rows than a sequence, or too few to repeat none
         """
-        if sequence_length != 1:
-            raise NotImplementedError("sampling of sequences is not available: expected sequence_length=1")
-        count = len(self)
+        rows = len(self) // self.num_envs
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length: expected an integer of at least 1, got {sequence_length}")
+        count = max(0, rows - sequence_length + 1) * self.num_envs
         if count == 0 or (not self._replacement and batch_size > count):
-            raise ValueError(f"cannot draw {batch_size} transitions from a memory that holds {count}")
+            what = "transitions" if sequence_length == 1 else f"sequences of {sequence_length} rows"
+            raise ValueError(f"cannot draw {batch_size} {what} from a memory that holds {count}")
         if self._replacement:
             indexes = torch.randint(count, (batch_size,), device=self.device)
         else:
             indexes = torch.randperm(count, device=self.device)[:batch_size]
+        if sequence_length > 1:
+            return self._sequences(names, indexes, sequence_length, 1, mini_batches)
         return self.sample_by_index(names, indexes, mini_batches)

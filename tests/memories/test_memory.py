@@ -209,9 +209,6 @@ def test_the_base_does_not_say_how_to_sample() -> None:
     memory = Memory(2)
     with pytest.raises(NotImplementedError, match="RandomMemory"):
         memory.sample([], 1)
-    for call in (lambda: numbered().sample(["x"], 1, 1, 2), lambda: numbered().sample_all(["x"], 1, 2)):
-        with pytest.raises(NotImplementedError, match="sequence_length=1"):
-            call()
 
 
 # ---- showing a part of another memory's storage ---------------------------------------------------------------------
