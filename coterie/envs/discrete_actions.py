@@ -73,7 +73,7 @@ class DiscreteActions(EnvWrapper):
 
         :raises EnvError: an agent is missing or unknown, or an action has the wrong type, shape, device or value
         """
-        flat = self._reader.read(actions).long()  # [E, A]
+        flat = self._reader.read(actions)  # [E, A]
         chosen = {
             group.names: group.table[flat if len(self._groups) == 1 else flat[:, self._columns[group.names]]]
             for group in self._groups

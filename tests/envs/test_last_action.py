@@ -85,6 +85,33 @@ def test_copies_end_by_themselves() -> None:
                     assert infos["final_states"][name][row, 2] == 10 * (choice // 3) + choice % 3
 
 
+def test_who_dies_as_another_copy_ends_is_still_shown_what_it_did() -> None:
+    env = LastAction(DiscreteActions(wrap_env([Errands(4, {"bob": 2}), Errands(2)])))
+    _, infos = env.reset()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        actions = draw(env, infos, generator)
+        states, *_, infos = env.step(actions)
+    assert tails(states, 6, 0) == [int(actions[name][0]) for name in NAMES]
+    assert tails(states, 6, 1) == [None] * 3
+
+
+def test_the_infos_of_the_environment_are_left_alone() -> None:
+    class Over(Spy):
+        def step(self, actions: Any) -> Any:
+            states, rewards, ended, _, _ = super().step(actions)
+            self.infos = {"final_states": states, "final_shared_states": self.state()}
+            over = ended.map(torch.ones_like)
+            return states, rewards, over, ended, self.infos
+
+    spy = Over({"a": spaces.Discrete(2)})
+    env = LastAction(spy)
+    env.reset()
+    *_, infos = env.step({"a": torch.tensor([[1], [0], [1]])})
+    assert infos["final_states"]["a"].shape == (3, 3)
+    assert spy.infos["final_states"]["a"].shape == (3, 1)
+
+
 def test_multi_discrete_actions_are_one_hots_one_after_the_other() -> None:
     env = LastAction(wrap_env(Errands(4)))
     _, infos = env.reset()
@@ -370,18 +397,18 @@ def test_snapshots_hold_who_waits_and_what_it_did() -> None:
     }
     assert [snapshot["active"][n].item() for n in NAMES] == [False, False, True]
     assert [snapshot["waiting"][n].item() for n in NAMES] == [True, True, False]
-    state = env.state().clone()
     other = Saved(wrap_env(Rounds(length=9)))
     other.reset()
-    for step in (3, 0):  # so that the game itself is as far
-        other.step(choose(other, *[step] * 3))
-    assert not torch.equal(other.state(), state)
+    other.step(choose(other, 3, 3, 3))  # the game itself, which is bob's turn, is not handed over
+    assert other.state().view(3, 7)[:, 3:].tolist() == [hot(3, 4), hot(None, 4), hot(None, 4)]
     other.swap(lambda: other.set_state(snapshot))
-    assert torch.equal(other.state(), state)
-    for value in (*snapshot["last_actions"].values(), *snapshot["active"].values()):
-        value.zero_()  # a copy
-    states, *_ = other.step(choose(other, 3, 3, 3))
-    assert tails(states, 4) == [1, 2, 3]
+    assert other.state().view(3, 7)[:, 3:].tolist() == [hot(1, 4), hot(2, 4), hot(None, 4)]
+    for mask in ("last_actions", "active", "waiting"):
+        for value in snapshot[mask].values():
+            value.zero_()  # these are copies, of which neither knows
+    for each in (env, other):
+        states, *_ = each.step(choose(each, 3, 3, 3))
+        assert tails(states, 4) == [1, 2, 3]
 
 
 def test_environments_without_snapshots_say_so() -> None:

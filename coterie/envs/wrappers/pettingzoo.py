@@ -182,7 +182,7 @@ class PettingZooEnv(MultiAgentEnv):
         struck = [copy for copy in over if True in copy.cut_off]
         if not struck:
             return
-        if self._in_turn or not all(all(copy.last_alive) for copy in struck):
+        if not all(all(copy.last_alive) for copy in struck):
             active = np.zeros((self.num_envs, len(self._names), 1), dtype=np.bool_)
             for copy in struck:
                 active[copy.index, :, 0] = copy.last_alive

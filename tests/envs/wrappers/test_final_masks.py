@@ -50,7 +50,14 @@ def test_masks_of_the_last_states_by_hand():
 
 def test_who_died_would_not_act():
     # bob dies in step 1, cat as time runs out for ada; in copy 1 nobody is there any more
-    env = wrap_env([Errands(3, {"bob": 1, "cat": 3}), Errands(3, early=True)])
+    class Both(Errands):
+        """Who dies as time runs out has both flags."""
+
+        def step(self, actions):
+            *shown, dies, cut, infos = super().step(actions)
+            return *shown, dies, {name: flag or dies[name] for name, flag in cut.items()}, infos
+
+    env = wrap_env([Both(3, {"bob": 1, "cat": 3}), Errands(3, early=True)])
     infos = play(env, 3)[3]
     assert rows(infos, "final_active_masks", 0) == [[1], [0], [0]]
     assert infos["final_active_masks"]["ada"].dtype == torch.bool
@@ -61,6 +68,8 @@ def test_who_died_would_not_act():
 
 
 def test_terminations_alone_say_nothing():
+    infos = play(wrap_env([Errands(2), Errands(2, early=True)]), 2)[2]
+    assert "final_active_masks" not in infos
     for env in (wrap_env(Errands(2, early=True)), wrap_env(Rounds(length=2))):
         assert not any(key in infos for infos in play(env, 4) for key in KEYS)
 
