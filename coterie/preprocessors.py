@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from coterie.spaces import flat_size
 
-__all__ = ["PopArt", "Preprocessor", "RunningScale", "RunningStandardScaler", "ValueNorm", "rescale_output", "stack_preprocessors"]
+__all__ = [
+    "PopArt",
+    "Preprocessor",
+    "RunningScale",
+    "RunningStandardScaler",
+    "ValueNorm",
+    "rescale_output",
+    "stack_preprocessors",
+]
 
 
 class Preprocessor(nn.Module):

@@ -17,7 +17,7 @@ from coterie.agents.config import ConfigError
 from coterie.memories.base import Memory
 from coterie.memories.replay import ReplayMemory
 from coterie.models.base import Model
-from coterie.models.mixins import StochasticMixin
+from coterie.models.mixins import QMixin, StochasticMixin
 from coterie.models.scripted import ScriptedPolicy
 from coterie.spaces import flat_size
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_memories",
     "check_models",
     "check_policies",
+    "check_q_models",
     "check_replay_memories",
     "check_std_from_outside",
     "team_device",
@@ -162,6 +163,23 @@ def _same_actions(built: gymnasium.Space, theirs: gymnasium.Space) -> bool:
         return built.nvec.ravel().tolist() == theirs.nvec.ravel().tolist()
     kinds = spaces.Discrete, spaces.MultiBinary
     return any(isinstance(built, kind) and isinstance(theirs, kind) for kind in kinds)
+
+
+def check_q_models(models: Mapping[str, Model], action_spaces: Mapping[str, gymnasium.Space]) -> None:
+    """Check that networks of action values are some, and that there is a value for each action.
+
+    :raises TypeError: a model of another kind, or actions that are not Discrete
+    """
+    for uid, model in models.items():
+        if not isinstance(model, QMixin):
+            raise TypeError(
+                f"models[{uid!r}]['q']: expected a model of action values, with QMixin, got {type(model).__name__}"
+            )
+        if not isinstance(action_spaces[uid], spaces.Discrete):
+            raise TypeError(
+                f"{uid!r} has the actions {action_spaces[uid]}: action values need a Discrete space; wrap the environment in "
+                "coterie.envs.DiscreteActions"
+            )
 
 
 def check_std_from_outside(names: Sequence[str], policies: Sequence[Model]) -> None:

@@ -92,7 +92,8 @@ class _Networks:
         self._device = device
         self._mixed_precision = mixed_precision
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which models run."""
         if self._mixed_precision:
             return torch.autocast(self._device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
@@ -100,7 +101,7 @@ class _Networks:
     def _run(
         self, batch: ModelBatch, inputs: CriticInput, recall: Recall | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        with self._precision():
+        with self.precision():
             if not batch.recurrent:
                 return batch(inputs.states, inputs.present), None
             if recall is None:

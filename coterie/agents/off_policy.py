@@ -11,8 +11,7 @@ from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.checks import check_replay_memories
-from coterie.agents.groups import Group, Learner
-from coterie.agents.masks import blank
+from coterie.agents.groups import Learner
 from coterie.agents.recording import LastMoment, RecordingAgent, Transition
 from coterie.agents.replay_storage import ReplayStorage
 from coterie.memories.replay import ReplayMemory
@@ -31,7 +30,9 @@ class OffPolicyAgent(RecordingAgent):
     def _build(self) -> None:
         super()._build()
         self._storage: ReplayStorage | None = None
-        self._struck: Tensor | None = None  # bool [E, N, 1], whom a time limit struck in the last step while others went on
+        self._struck: Tensor | None = (
+            None  # bool [E, N, 1], whom a time limit struck in the last step while others went on
+        )
         self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_replay_memories(self.memories)

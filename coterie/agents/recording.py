@@ -74,7 +74,7 @@ class RecordingAgent(ActingAgent):
         :raises RuntimeError: there is no room for it
         """
 
-    def _settle_shared(self, infos: Mapping[str, Any]) -> None:  # noqa: B027 (few have a choice)
+    def _settle_shared(self, infos: Mapping[str, Any]) -> None:
         """Decide by the first step, before it is stored, what is used of the shared state."""
 
     def shared_space(self) -> gymnasium.Space | int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import gymnasium
 import torch
@@ -15,7 +14,6 @@ from coterie.agents.moments import Moment
 from coterie.memories.base import Memory, Size
 from coterie.memories.replay import ReplayMemory
 from coterie.memories.window import Window
-from coterie.spaces import flat_size
 
 __all__ = ["Drawn", "ReplayStorage"]
 
@@ -51,9 +49,7 @@ class ReplayStorage:
     :param device: where it is stored
     """
 
-    def __init__(
-        self, like: ReplayMemory, groups: Sequence[Group], order: Sequence[str], device: torch.device
-    ) -> None:
+    def __init__(self, like: ReplayMemory, groups: Sequence[Group], order: Sequence[str], device: torch.device) -> None:
         self.memory = like.empty_copy(device)
         self._groups, self._order = list(groups), list(order)
         for name, (size, dtype, stored) in self._specs().items():
@@ -74,7 +70,7 @@ class ReplayStorage:
             }
             for what, (width, dtype, stored) in columns.items():
                 specs[name_of(what, group)] = (agents, width), dtype, stored
-        return {**specs, **{name: ((1, 1), torch.bool, None) for name in TEAM_FLAGS}}
+        return {**specs, **dict.fromkeys(TEAM_FLAGS, ((1, 1), torch.bool, None))}
 
     # ---- writing ---------------------------------------------------------------------------------------------------------
 

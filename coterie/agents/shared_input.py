@@ -74,6 +74,14 @@ class SharedInput:
         shared = None if self._shared_spaces is None else self._shared_spaces[uid]
         return critic_space(self.kind, uid, self._observation_spaces, shared)
 
+    def size(self) -> int | None:
+        """Size of what networks see that all see alike; None where it is whatever they were built for."""
+        if self.kind == "observations":
+            return self._joined_size
+        if self._shared_spaces is None:
+            return None
+        return flat_size(self.state_space()) + (self._joined_size if self.kind == "both" else 0)
+
     def state_space(self) -> gymnasium.Space | int:
         """Space or size of the environment's state."""
         if self._shared_spaces is not None:

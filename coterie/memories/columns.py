@@ -200,7 +200,9 @@ class Columns:
     def nbytes(self) -> int:
         """Bytes held, on the host and the device."""
         host = (self.written, self.taken, self.before, self.row_of)
-        return sum(array.nbytes for array in host) + sum(flags.nbytes for flags in (self.flags, self.coming, self._amid))
+        return sum(array.nbytes for array in host) + sum(
+            flags.nbytes for flags in (self.flags, self.coming, self._amid)
+        )
 
     @staticmethod
     def predict_bytes(rows: int, envs: int) -> int:

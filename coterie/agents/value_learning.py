@@ -1,0 +1,413 @@
+"""Learning of action values: what independent and mixed learners have in common.
+
+An update draws windows of rows from the replay memory and takes one step down the gradient of::
+
+    L   = mean over what counts of  l(G_t - Q_t)
+    G_t = n-step or TD(lambda) targets of rewards r and values V_{t+1}
+    V_t = Q'(o_t, argmax_a Q(o_t, a))        over allowed actions, Q' the target network      (double Q-learning)
+
+``Q_t`` is each agent's value of what it did, or the value that a mixer makes of all agents' (:meth:`ValueLearner._streams`).
+Double Q-learning: van Hasselt et al. 2016, arXiv 1509.06461.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from coterie import functional
+from coterie.agents.checks import check_q_models
+from coterie.agents.config import Config, ConfigError, Key, scheduled_value
+from coterie.agents.group_networks import GroupNetworks, Recall
+from coterie.agents.groups import Group, Learner
+from coterie.agents.off_policy import OffPolicyAgent
+from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
+from coterie.agents.replay_storage import Drawn
+from coterie.agents.targets import TargetNetworks
+from coterie.agents.value_config import VALUE_DEFAULT_CONFIG, VALUE_KEYS
+from coterie.memories import EpisodeMemory, PrioritizedMemory
+from coterie.models.base import Model
+
+__all__ = ["Stream", "ValueLearner"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Values that are learned: of K agents, or the one of a team. L steps of B windows, ``[L, B, K, 1]`` each.
+
+    ``predicted`` may have the first of the L steps only, where nothing else is learned from.
+    """
+
+    predicted: Tensor
+    following: Tensor  # values of the states that the steps led to
+    rewards: Tensor
+    terminated: Tensor
+    ended: Tensor
+    active: Tensor  # bool, where a value was chosen: a step was taken, and an agent acted in it
+    active_next: Tensor  # bool [B, K, 1]: whether one acts behind the last step
+    discount: float | Tensor
+    huber_delta: float | Tensor
+
+
+class ValueLearner(OffPolicyAgent):
+    """Base of those that learn action values, which differ in what becomes of them: see :class:`OffPolicyAgent`.
+
+    Agents that learn have a ``"q"`` (a :class:`~coterie.models.QMixin`), and Discrete actions. With recurrent models, or an
+    :class:`~coterie.memories.EpisodeMemory`, all steps of a window are learned from; else a window is as long as its first
+    step's target needs.
+
+    :raises ConfigError: settings that have no effect on what is drawn, or that exclude each other
+    """
+
+    DEFAULT_CONFIG: ClassVar[Config] = VALUE_DEFAULT_CONFIG
+    KEYS: ClassVar[Mapping[str, Key]] = VALUE_KEYS
+    learned_roles: ClassVar[tuple[str, ...]] = ("q",)
+    uses_shared_states: ClassVar[bool] = False
+    OWN_KEYS: ClassVar[tuple[str, ...]] = (
+        "learning_rate", "learning_rate_scheduler", "learning_rate_scheduler_kwargs", "grad_norm_clip",
+        "reward_preprocessor_kwargs",
+    )  # fmt: skip
+    COMMON_KEYS: ClassVar[tuple[str, ...]] = (
+        "batch_size", "update_interval", "gradient_steps", "n_step", "td_lambda", "double_q", "burn_in",
+        "target_update_interval", "polyak", "random_timesteps", "learning_starts", "mixed_precision", "state_preprocessor",
+        "reward_preprocessor", "trainable",
+    )  # fmt: skip
+
+    def _build(self) -> None:
+        super()._build()
+        check_q_models({uid: self.models[uid]["q"] for uid in self.learning_agents}, self.action_spaces)
+        #: number of optimizer steps of each learner, by its first agent
+        self._steps_taken: dict[str, int] = {}
+        self._targets: dict[str, TargetNetworks] = {}
+        originals = {uid: {role: self.models[uid][role] for role in self._trained(uid)} for uid in self.learning_agents}
+        copies: dict[str, dict[str, Model]] = copy.deepcopy(originals)
+        twins = self._partition(copies)
+        for learner, twin in zip(filter(self.learns, self.learners), twins, strict=True):
+            leader = learner.names[0]
+            self._check_settings(learner)
+            mixed = self._mixed_precision(leader)
+            self._targets[leader] = TargetNetworks(learner, twin, copies, originals, self.device, mixed)
+            self._steps_taken[leader] = 0
+            if self.memories is not None:
+                settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
+                learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
+                if learner.optimizers.needs_kl:
+                    raise ConfigError(
+                        "learning_rate_scheduler: KLAdaptiveLR needs a divergence of policies, which action values don't have; "
+                        "use a scheduler of torch's, or a schedule as learning_rate"
+                    )
+
+    def _optimizer_settings(self, uid: str) -> OptimizerSettings:
+        value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
+        return OptimizerSettings(
+            learning_rate=value["learning_rate"],
+            grad_norm_clip=value["grad_norm_clip"],
+            scheduler=value["learning_rate_scheduler"],
+            scheduler_kwargs=value["learning_rate_scheduler_kwargs"],
+        )
+
+    def _check_settings(self, learner: Learner) -> None:
+        cfg = self._settings_of(learner)
+        if cfg["n_step"] > 1 and cfg["td_lambda"] > 0:
+            raise ConfigError(
+                f"n_step {cfg['n_step']} and td_lambda {cfg['td_lambda']}: expected one of them to ask for several steps; "
+                "leave n_step at 1 or td_lambda at 0"
+            )
+        if cfg["burn_in"] and learner.sequence_length == 1:
+            raise ConfigError(f"burn_in {cfg['burn_in']}: only recurrent models can be warmed up; leave it at 0")
+        if self.memories is None:
+            return
+        if cfg["td_lambda"] > 0 and not self._learns_whole_windows(learner):
+            raise ConfigError(
+                f"td_lambda {cfg['td_lambda']}: its targets need more than single steps; use an EpisodeMemory or recurrent "
+                "models, or n_step"
+            )
+        if cfg["burn_in"] and self._draws_episodes:
+            raise ConfigError(f"burn_in {cfg['burn_in']}: episodes are drawn from their first step on; leave it at 0")
+
+    def _settings_of(self, learner: Learner) -> dict[str, Any]:
+        """The values of keys that a learner's agents agree on."""
+        return {key: self.agent_cfg[key][learner.names[0]] for key in self.COMMON_KEYS}
+
+    @property
+    def _draws_episodes(self) -> bool:
+        return any(isinstance(memory, EpisodeMemory) for memory in (self.memories or {}).values())
+
+    def _learns_whole_windows(self, learner: Learner) -> bool:
+        return learner.sequence_length > 1 or self._draws_episodes
+
+    def _make_preprocessors(self, learner: Learner) -> None:
+        super()._make_preprocessors(learner)
+        if self.learns(learner):
+            self._check_agreement(learner, "reward_preprocessor")
+            learner.reward_preprocessor = self._preprocessor(learner, "reward_preprocessor", 1)
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def checkpoint_modules(self) -> dict[str, torch.nn.Module]:
+        targets = {
+            f"targets/{name}": model for target in self._targets.values() for name, model in target.modules().items()
+        }
+        return {**super().checkpoint_modules(), **targets}
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        return {**super().checkpoint_state(), "steps_taken": dict(self._steps_taken)}
+
+    def load_checkpoint_state(self, state: Mapping[str, Any]) -> None:
+        super().load_checkpoint_state(state)
+        self._steps_taken |= {uid: int(n) for uid, n in state["steps_taken"].items() if uid in self._steps_taken}
+
+    # ---- acting ----------------------------------------------------------------------------------------------------------
+
+    def act(
+        self, states: Mapping[str, Tensor], timestep: int, timesteps: int, infos: Mapping[str, Any] | None = None
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Mapping[str, Tensor]]]:
+        """See :meth:`MultiAgent.act`. In training actions are epsilon-greedy, else greedy."""
+        for group in self.groups:
+            if self._applies("exploration_epsilon", group.names[0]) and "q" in self.models[group.names[0]]:
+                epsilon = self.epsilon(group, timestep, timesteps) if self.training else 0.0
+                self.networks[group.names].exploration["epsilon"] = epsilon
+        return super().act(states, timestep, timesteps, infos)
+
+    def epsilon(self, group: Group, timestep: int, timesteps: int) -> float | Tensor:
+        """Probability of an action at random: a number, or one for each agent ``[A, 1]``."""
+        key = "exploration_epsilon"
+        value = self.cfg[key]
+        if isinstance(value, Mapping):
+            return self.config_values(group, key, timestep=timestep, timesteps=timesteps)
+        return scheduled_value(key, value, timestep, timesteps) if callable(value) else float(value)
+
+    # ---- rewards ---------------------------------------------------------------------------------------------------------
+
+    def _credited(
+        self, groups: Sequence[Group], rewards: Mapping[str, Tensor], present: Mapping[str, Tensor | None]
+    ) -> Tensor:
+        """What agents learn from, ``[..., K, 1]``, of rewards ``[..., A, 1]`` of each group by its first agent: each agent's
+        own, or one for the team.
+
+        :param groups: whose agents learn from it
+        :param present: who is there, likewise; None for everyone
+        """
+        if self.cfg["reward"] == "individual":
+            return torch.cat([rewards[group.names[0]] for group in groups], dim=-2)
+        everyone = self._learning_groups()
+        total = torch.cat([rewards[group.names[0]] for group in everyone], dim=-2).sum(dim=-2, keepdim=True)
+        if self.cfg["reward"] == "sum":
+            return total
+        if all(present[group.names[0]] is None for group in everyone):
+            return total / len(self.learning_agents)
+        there = [
+            torch.ones_like(rewards[leader], dtype=torch.bool) if mask is None else mask
+            for leader, mask in ((group.names[0], present[group.names[0]]) for group in everyone)
+        ]
+        return total / torch.cat(there, dim=-2).sum(dim=-2, keepdim=True).clamp_min(1)
+
+    def _learning_groups(self) -> list[Group]:
+        return [group for learner in self.learners if self.learns(learner) for group in learner.groups]
+
+    def _learn_scales(
+        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]]
+    ) -> None:
+        for group in self.groups:
+            if group.state_preprocessor is not None:
+                leader = group.names[0]
+                group.state_preprocessor(rows[leader]["states"], train=True, mask=masks[leader]["active"])
+        for learner in self.learners:
+            stage = learner.reward_preprocessor
+            if stage is not None:
+                rewards = {leader: row["rewards"] for leader, row in rows.items()}
+                present = {leader: mask["present"] for leader, mask in masks.items()}
+                stage(
+                    self._credited(learner.groups, rewards, present), train=True, mask=self._rewarded(learner, present)
+                )
+
+    def _rewarded(self, learner: Learner, present: Mapping[str, Tensor | None]) -> Tensor | None:
+        """Whose rewards are learned from, bool ``[E, A, 1]``; None for all."""
+        if self.cfg["reward"] != "individual":
+            return None
+        masks = {group.names: present[group.names[0]] for group in learner.groups}
+        known = next((mask for mask in masks.values() if mask is not None), None)
+        if known is None:
+            return None
+        return torch.cat(
+            [known.new_ones(len(known), len(names), 1) if mask is None else mask for names, mask in masks.items()],
+            dim=1,
+        )
+
+    # ---- the update ------------------------------------------------------------------------------------------------------
+
+    def _window_size(self, learner: Learner) -> tuple[int, int]:
+        cfg = self._settings_of(learner)
+        return (learner.sequence_length if learner.sequence_length > 1 else cfg["n_step"]), cfg["burn_in"]
+
+    def _learn(self, learner: Learner, timestep: int, timesteps: int) -> None:
+        assert learner.optimizers is not None
+        assert self._storage is not None
+        cfg, leader, memory = self._settings_of(learner), learner.names[0], self._storage.memory
+        drawn = self._storage.draw(cfg["batch_size"], *self._window_size(learner))
+        self.set_mode("train")
+        streams = self._streams(learner, drawn)
+        outcomes = [self._outcome(stream, cfg) for stream in streams]
+        loss, counts = self._loss(learner, streams, outcomes, drawn.window.weights)
+        taking_part = [count > 0 for count in counts.tolist()]
+        if not any(taking_part):
+            return
+        learner.optimizers.begin_update(timestep, timesteps, taking_part)
+        norms = learner.optimizers.step(loss)
+        learner.optimizers.end_epoch(counts)  # steps the schedulers, which none that reads a divergence is among
+        if isinstance(memory, PrioritizedMemory):
+            memory.update_priorities(drawn.window, _window_errors(streams, outcomes))
+        self._steps_taken[leader] += 1
+        if self._steps_taken[leader] % cfg["target_update_interval"] == 0:
+            self._targets[leader].follow(cfg["polyak"])
+        if self.records.tracker.enabled:
+            self._track(learner, streams, outcomes, loss, norms, (timestep, timesteps))
+
+    @abstractmethod
+    def _streams(self, learner: Learner, drawn: Drawn) -> list[Stream]:
+        """The values that a learner's update is about."""
+
+    def _values(self, learner: Learner, group: Group, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Values ``[L, B, A, 1]`` of what a group's agents did (of the first step only, where no others are learned from), and
+        of the states that all L steps led to.
+        """
+        cfg, first = self._settings_of(learner), drawn.window.learn_from
+        online, target = self.networks[group.names], self._targets[learner.names[0]].networks[group.names]
+        states = drawn.of("states", group)
+        states = online.normalised(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+        if self._learns_whole_windows(learner):
+            q = self._over_time(online, group, states, drawn)
+            q, choosing = q[:-1], q[1:].detach()
+        else:
+            q = _row_by_row(online, states[:1])
+            with torch.no_grad():
+                choosing = _row_by_row(online, states[1:]) if cfg["double_q"] else q
+        with torch.no_grad():
+            judging = self._over_time(target, group, states, drawn, 1)
+            allowed = drawn.mask("action_masks", group)
+            following = functional.double_q_values(
+                choosing if cfg["double_q"] else judging, judging, None if allowed is None else allowed[first + 1 :]
+            )
+        return functional.chosen_values(q, drawn.of("actions", group)[first : first + len(q)]), following
+
+    def _over_time(self, networks: GroupNetworks, group: Group, states: Tensor, drawn: Drawn, skip: int = 0) -> Tensor:
+        """Action values of the rows to learn from and of the one behind them, ``[L + 1, B, A, n]``, or without the ``skip``
+        first of them.
+
+        :param states: of all rows, normalised, ``[R, B, A, F]``
+        """
+        window = drawn.window
+        if not networks.remembers:
+            return _row_by_row(networks, states[window.learn_from + skip :])
+        policy, active = group.policy, drawn.mask("active", group)
+        assert policy is not None
+
+        def run(rows: slice, memory: Tensor) -> tuple[Tensor, Tensor]:
+            part = states[rows]
+            recall = Recall(
+                memory,
+                window.starts[rows].reshape(-1, 1, 1),
+                None if active is None else active[rows].flatten(0, 1),
+                len(part),
+            )
+            (q, *_), after = networks.outputs(part.flatten(0, 1), recall)
+            assert after is not None
+            return q.unflatten(0, part.shape[:2]), after
+
+        memory = policy.initial_state(*states.shape[1:3])
+        if window.learn_from:
+            with torch.no_grad():
+                memory = run(slice(0, window.learn_from), memory)[1]
+        return run(slice(window.learn_from, None), memory)[0][skip:]
+
+    def _standardised(self, learner: Learner, rewards: Tensor) -> Tensor:
+        """Rewards ``[L, B, K, 1]`` as they are learned from."""
+        stage = learner.reward_preprocessor
+        return rewards if stage is None else stage(rewards.flatten(0, 1)).unflatten(0, rewards.shape[:2])
+
+    def _rewards_of(self, learner: Learner, drawn: Drawn) -> Tensor:
+        """What a learner's agents learn from, of all rows but the last, ``[L, B, K, 1]``."""
+        rows = slice(drawn.window.learn_from, -1)
+        groups = self._learning_groups()
+        masks = {group.names[0]: drawn.mask("present", group) for group in groups}
+        rewards = self._credited(
+            learner.groups,
+            {group.names[0]: drawn.of("rewards", group)[rows] for group in groups},
+            {leader: None if mask is None else mask[rows] for leader, mask in masks.items()},
+        )
+        return self._standardised(learner, rewards)
+
+    def _outcome(self, stream: Stream, cfg: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Targets of what was predicted, and where there are any: ``[L, B, K, 1]`` each."""
+        active: Tensor | None = stream.active
+        active_next: Tensor | None = stream.active_next
+        if stream.active.device.type == "cpu" and bool(stream.active.all()) and bool(stream.active_next.all()):
+            active = active_next = None  # the usual case, in which there is less to do
+        targets, known = functional.td_returns(
+            stream.rewards, stream.following, stream.terminated, stream.ended, stream.discount,
+            cfg["td_lambda"], cfg["n_step"], active, active_next,
+        )  # fmt: skip
+        rows = len(stream.predicted)
+        return targets[:rows], known[:rows]
+
+    def _loss(
+        self,
+        learner: Learner,
+        streams: Sequence[Stream],
+        outcomes: Sequence[tuple[Tensor, Tensor]],
+        weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The sum over parameter sets of the mean of what counts of a set, and how much that is ``[S]``."""
+        losses, counts = [], []
+        for stream, (targets, known) in zip(streams, outcomes, strict=True):
+            counts.append(known.sum(dim=(0, 1, 3)))
+            mean = functional.td_loss(stream.predicted, targets, known, stream.huber_delta, weights, (0, 1, 3))
+            losses.append(mean * counts[-1])
+        sets = learner.num_sets  # a learner of several sets has one group, ordered by set
+        count = torch.cat(counts).view(sets, -1).sum(dim=1)
+        return (torch.cat(losses).view(sets, -1).sum(dim=1) / count.clamp_min(1)).sum(), count
+
+    def _track(
+        self,
+        learner: Learner,
+        streams: Sequence[Stream],
+        outcomes: Sequence[tuple[Tensor, Tensor]],
+        loss: Tensor,
+        norms: Tensor,
+        now: tuple[int, int],
+    ) -> None:
+        leader = learner.names[0]
+        assert learner.optimizers is not None
+        predicted = torch.cat([stream.predicted[known] for stream, (_, known) in zip(streams, outcomes, strict=True)])
+        targets = torch.cat([targets[known] for targets, known in outcomes])
+        self.track_data(f"Loss / Value loss ({leader})", loss.detach())
+        self.track_data(f"Value / Predicted ({leader})", predicted.detach().mean())
+        self.track_data(f"Value / Target ({leader})", targets.mean())
+        self.track_data(f"Learning / Gradient norm ({leader})", norms.norm())
+        self.track_data(f"Learning / Learning rate ({leader})", learner.optimizers.learning_rates()[0])
+        epsilon = self.epsilon(learner.groups[0], *now)
+        self.track_data(f"Exploration / Epsilon ({leader})", epsilon.mean() if isinstance(epsilon, Tensor) else epsilon)
+
+
+def _row_by_row(networks: GroupNetworks, states: Tensor) -> Tensor:
+    """Action values ``[R, B, A, n]`` of states ``[R, B, A, F]``."""
+    return networks.outputs(states.flatten(0, 1))[0][0].unflatten(0, states.shape[:2])
+
+
+def _window_errors(streams: Sequence[Stream], outcomes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean absolute error ``[B]`` of what counts in each window."""
+    pairs = [
+        (
+            torch.where(known, targets - stream.predicted.detach(), 0.0).abs().sum(dim=(0, 2, 3)),
+            known.sum(dim=(0, 2, 3)),
+        )
+        for stream, (targets, known) in zip(streams, outcomes, strict=True)
+    ]
+    errors, counts = (torch.stack(parts).sum(dim=0) for parts in zip(*pairs, strict=True))
+    return errors / counts.clamp_min(1)
