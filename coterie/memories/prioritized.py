@@ -111,7 +111,8 @@ class PrioritizedMemory(ReplayMemory):
         :raises ValueError: there is no such window, or numbers out of range; priorities that were no numbers (see
             :meth:`update_priorities`)
         """
-        columns = self._ask(batch_size, length, burn_in)
+        self._check_counts(batch_size=batch_size, length=length, burn_in=burn_in)
+        columns = self._columns
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta: expected a number of at least 0, got {self.beta!r}")
         count = int(columns.eligible(burn_in, length)[1].sum())
