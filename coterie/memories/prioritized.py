@@ -115,13 +115,11 @@ class PrioritizedMemory(ReplayMemory):
         columns = self._columns
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta: expected a number of at least 0, got {self.beta!r}")
-        count = int(columns.eligible(burn_in, length)[1].sum())
-        if count == 0:
+        if not columns.eligible(burn_in, length)[1].any():
             raise self._nothing_to_draw(length, burn_in)
         fractions = torch.from_numpy((np.arange(batch_size) + self._random.random(batch_size)) / batch_size)
         index, chances = self._priorities.draw(fractions.to(self.device), burn_in, length, self.alpha)
-        weights = (count * chances) ** -self.beta
-        weights = (weights / weights.max()).float()
+        weights = ((chances.min() / chances) ** self.beta).float()  # N, the same for all, drops out
         return self._window(index // self.num_envs, index % self.num_envs, length, burn_in, weights)
 
     @torch.no_grad()

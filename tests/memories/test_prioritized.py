@@ -97,6 +97,18 @@ def test_new_rows_have_the_largest_priority_so_far() -> None:
     assert frequencies(memory)[70.0] == pytest.approx(6 / (1 + 1 + 1 + 1 + 6 + 6 + 6), abs=1e-4)
 
 
+def test_new_rows_have_it_in_uneven_columns_too() -> None:
+    memory = filled(envs=2, rows=2, alpha=1.0)
+    memory.windows(1)
+    memory.update_priorities(window_of(memory, [0, 0], [0, 1]), torch.tensor([3.0, 2.0]))
+    memory.add_last(torch.tensor([1]), x=torch.tensor([[99.0]]))
+    for t in (2, 3):
+        add(memory, t)
+    # 10 and 11 had 1 from the start, 20 and 21 came after the 3
+    expected = {0.0: 3, 1.0: 2, 10.0: 1, 11.0: 1, 20.0: 3, 21.0: 3}
+    assert frequencies(memory) == pytest.approx({n: p / 13 for n, p in expected.items()}, abs=2e-4)
+
+
 def test_priorities_follow_their_rows_around_the_ring() -> None:
     memory = filled(size=4, envs=2, rows=4, alpha=1.0)
     memory.add_last(torch.tensor([1]), x=torch.tensor([[99.0]]))

@@ -53,7 +53,7 @@ def test_no_draw_ever_hits_a_weight_of_zero(scale: float) -> None:
     weights = torch.rand(3000, dtype=torch.float64) * scale
     weights[torch.rand(3000) < 0.9] = 0.0
     weights[-40:] = 0.0  # the last ones: where rounding would lead
-    weights[WIDTH : 4 * WIDTH] = 0.0
+    weights[: 4 * WIDTH] = 0.0
     tree = tree_of(weights)
     edge = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64))
     # every place where a sum ends, as well as it can be hit
