@@ -154,9 +154,7 @@ class Columns:
 
     @property
     def full(self) -> bool:
-        """Whether every row of every column was written; asked after each row."""
-        if self._row is not None:
-            return self._row == 0 and bool(self.written[0] > 0)
+        """Whether every row of every column was written."""
         return bool(self.written.min() >= self.rows)
 
     @property
@@ -231,8 +229,14 @@ class Columns:
                     f"columns: expected {name!r} of shape {list(mine.shape)} and {mine.dtype}, "
                     f"the file has {list(other.shape)} and {other.dtype}"
                 )
-        written, taken, row_of = contents["written"], contents["taken"], contents["row_of"]
-        if bool((taken < 0).any() | (written < taken).any() | (row_of < 0).any() | (row_of >= self.rows).any()):
+        bounds = (
+            ("taken", contents["written"]),
+            ("before", contents["taken"]),
+            ("row_of", self.rows - 1),
+            ("flags", STEP | START),
+            ("coming", STEP | START),
+        )
+        if any(bool(((contents[name] < 0) | (contents[name] > most)).any()) for name, most in bounds):
             raise ValueError("columns: the file has positions that these columns don't have; it is damaged")
 
     def take_contents(self, contents: dict[str, Any]) -> None:

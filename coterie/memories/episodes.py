@@ -99,7 +99,8 @@ class EpisodeMemory(ReplayMemory):
 
         :raises ValueError: there are fewer episodes, or numbers out of range
         """
-        columns = self._ask(batch_size, length, burn_in)
+        self._check_counts(batch_size=batch_size, length=length, burn_in=burn_in)
+        columns = self._columns
         first, counts = self._whole()
         ends = counts.cumsum()
         if ends[-1] < batch_size:

@@ -111,16 +111,15 @@ class PrioritizedMemory(ReplayMemory):
         :raises ValueError: there is no such window, or numbers out of range; priorities that were no numbers (see
             :meth:`update_priorities`)
         """
-        columns = self._ask(batch_size, length, burn_in)
+        self._check_counts(batch_size=batch_size, length=length, burn_in=burn_in)
+        columns = self._columns
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta: expected a number of at least 0, got {self.beta!r}")
-        count = int(columns.eligible(burn_in, length)[1].sum())
-        if count == 0:
+        if not columns.eligible(burn_in, length)[1].any():
             raise self._nothing_to_draw(length, burn_in)
         fractions = torch.from_numpy((np.arange(batch_size) + self._random.random(batch_size)) / batch_size)
         index, chances = self._priorities.draw(fractions.to(self.device), burn_in, length, self.alpha)
-        weights = (count * chances) ** -self.beta
-        weights = (weights / weights.max()).float()
+        weights = ((chances.min() / chances) ** self.beta).float()  # N, the same for all, drops out
         return self._window(index // self.num_envs, index % self.num_envs, length, burn_in, weights)
 
     @torch.no_grad()

@@ -204,6 +204,8 @@ class ReplayMemory(Memory):
 
     def __len__(self) -> int:
         """Number of steps held, in all environments."""
+        if self._parent is None and self._own_columns is None:
+            return 0
         return int(self._columns.eligible(0, 0)[1].sum())
 
     def ready(self, batch_size: int, length: int = 1, burn_in: int = 0) -> bool:
@@ -221,19 +223,21 @@ class ReplayMemory(Memory):
 
         :raises ValueError: there is no such window, or numbers out of range
         """
-        columns = self._ask(batch_size, length, burn_in)
+        self._check_counts(batch_size=batch_size, length=length, burn_in=burn_in)
+        columns = self._columns
         drawn = columns.draw(burn_in, length, batch_size, self._random)
         if drawn is None:
             raise self._nothing_to_draw(length, burn_in)
         first, envs = (torch.from_numpy(numbers).to(self.device, non_blocking=True) for numbers in drawn)
         return self._window(first, envs, length, burn_in)
 
-    def _ask(self, batch_size: int, length: int, burn_in: int) -> Columns:
-        """Check what is asked for."""
-        for name, value, least in (("batch_size", batch_size, 1), ("length", length, 1), ("burn_in", burn_in, 0)):
+    @staticmethod
+    def _check_counts(**counts: int) -> None:
+        """Check what is asked for: integers of at least 1, or 0 for ``burn_in``."""
+        for name, value in counts.items():
+            least = 0 if name == "burn_in" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-        return self._columns
 
     def _nothing_to_draw(self, length: int, burn_in: int) -> ValueError:
         rows = burn_in + length + 1
@@ -280,7 +284,8 @@ class ReplayMemory(Memory):
 
         :raises ValueError: there is nothing to draw, or numbers out of range
         """
-        columns = self._ask(batch_size, sequence_length, 0)
+        self._check_counts(batch_size=batch_size, sequence_length=sequence_length)
+        columns = self._columns
         drawn = columns.draw(0, sequence_length - 1, batch_size, self._random)
         if drawn is None:
             what = "steps" if sequence_length == 1 else f"sequences of {sequence_length} rows"
@@ -295,7 +300,8 @@ class ReplayMemory(Memory):
 
         :raises ValueError: a ``sequence_length`` below 1
         """
-        columns = self._ask(1, sequence_length, 0)
+        self._check_counts(sequence_length=sequence_length)
+        columns = self._columns
         if sequence_length == 1:
             low, counts = columns.eligible(0, 0)
         else:
@@ -342,4 +348,5 @@ class ReplayMemory(Memory):
     def _take_contents(self, contents: dict[str, Any]) -> None:
         super()._take_contents(contents)
         self._columns.take_contents(contents["columns"])
+        self.memory_index, self.filled = self._columns.position, self._columns.full
         self._random.bit_generator.state = contents["generator"]

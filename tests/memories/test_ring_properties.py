@@ -178,7 +178,7 @@ OTHER = st.tuples(st.sampled_from(["interrupt", "check", "check", "reload"]), st
 OPERATIONS = st.lists(STEP | STEP | STEP | OTHER, max_size=40)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(
     size=st.integers(1, 7),
     envs=st.integers(1, 3),
