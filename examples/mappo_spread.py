@@ -7,9 +7,7 @@ TensorBoard (``tensorboard --logdir runs``), ``metrics.csv`` and a picture.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
-from pathlib import Path
 
 import torch
 
@@ -20,6 +18,7 @@ from coterie.memories import RandomMemory
 from coterie.models import build_models
 from coterie.preprocessors import ValueNorm
 from coterie.trainers import SequentialTrainer
+from learning_curve import report
 
 ALGORITHMS = {"mappo": (MAPPO, MAPPO_DEFAULT_CONFIG), "ippo": (IPPO, IPPO_DEFAULT_CONFIG)}
 
@@ -94,44 +93,7 @@ def main(arguments: list[str] | None = None) -> float:
     trainer.train()
     seconds = time.monotonic() - start
 
-    results = trainer.eval(episodes=args.evaluation_episodes)
-    try:
-        print(f"learning curve: {plot(agent.experiment_dir)}")
-    except ImportError:
-        print(f"learning curve: {agent.experiment_dir / 'metrics.csv'} (a picture of it needs matplotlib)")
-    print(f"checkpoint: {agent.best_checkpoint}")
-    print(
-        f"final evaluation return: {results['mean']:.2f} (sum over agents) after {args.timesteps * env.num_envs} env steps "
-        f"in {seconds:.0f} s"
-    )
-    return results["mean"]
-
-
-def plot(directory: Path) -> Path:
-    """Draw the returns in ``metrics.csv`` over environment steps."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with (directory / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for column, label in (
-        ("return", "training episodes (sampled)"),
-        ("evaluation_return", "evaluation (most probable)"),
-    ):
-        points = [(int(row["timestep"]), float(row[column])) for row in rows if row[column]]
-        axes.plot(*zip(*points, strict=True), label=label, marker="." if column != "return" else None)
-    axes.set_xlabel("steps of the vectorised environment")
-    axes.set_ylabel("return, summed over agents")
-    axes.set_title(directory.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path = directory / "learning_curve.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return report(trainer, seconds, args.evaluation_episodes)
 
 
 if __name__ == "__main__":

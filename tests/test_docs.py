@@ -3,21 +3,46 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from coterie import agents
+from coterie.schedulers import LinearSchedule
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_the_configuration_page_is_generated_from_the_defaults() -> None:
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate_configuration", ROOT / "docs" / "generate_configuration.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    written = (ROOT / "docs" / "configuration.md").read_text()
-    assert written == module.page(), "run: .venv/bin/python docs/generate_configuration.py"
+    return module
+
+
+def test_tables_of_configurations_are_generated_from_the_defaults(generator: ModuleType) -> None:
+    stale = [str(path.relative_to(ROOT)) for path, page in generator.pages().items() if path.read_text() != page]
+    assert not stale, "run: .venv/bin/python docs/generate_configuration.py"
+
+
+ALGORITHMS = [name for name in agents.__all__ if f"{name}_DEFAULT_CONFIG" in agents.__all__]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_has_a_page_with_exactly_its_keys(name: str, generator: ModuleType) -> None:
+    defaults = getattr(agents, f"{name}_DEFAULT_CONFIG")
+    documented = {key: default for key, default, _ in generator.of_algorithm(name.lower())}
+    assert documented.keys() == defaults.keys() - {"experiment"}
+    values = {key: eval(default, {"LinearSchedule": LinearSchedule}) for key, default in documented.items()}
+    assert values == {key: defaults[key] for key in documented}
+    assert {key for key, _, _ in generator.of_experiment()} == defaults["experiment"].keys()
+    text = (ROOT / "docs" / "algorithms" / f"{name.lower()}.md").read_text()
+    sections = ("The update", "What to pass", "Configuration", "Departures from the paper", "Traps", "Measured")
+    assert [section for section in sections if not re.search(f"^## {section}s?$", text, re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])

@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 
+SHARED = {"learning_curve.py"}  # what several examples end with, which runs nothing by itself
 BUDGETS = {
+    "hand_written_mixer.py": ["--timesteps", "40", "--num-envs", "8"],
     "mappo_spread.py": ["--timesteps", "50", "--num-envs", "8", "--evaluation-episodes", "16"],
     "ippo_pettingzoo.py": [
         "mpe2.simple_speaker_listener_v4",
@@ -24,6 +26,8 @@ BUDGETS = {
         "32",
     ],
     "mappo_vmas_navigation.py": ["--iterations", "1", "--num-envs", "4", "--epochs", "1"],
+    "qmix_spread.py": ["--timesteps", "110", "--num-envs", "4", "--evaluation-episodes", "16"],
+    "qmix_two_step.py": ["--timesteps", "20"],
     "recurrent_recall.py": ["--timesteps", "56", "--num-envs", "4"],
     "skrl_style.py": ["--timesteps", "50"],
     "tictactoe_self_play.py": ["--timesteps", "40", "--num-envs", "2", "--rollouts", "20", "--games", "4"],
@@ -32,7 +36,7 @@ NEEDS = {"ippo_pettingzoo.py": "mpe2", "mappo_vmas_navigation.py": "vmas", "tict
 
 
 def test_every_example_has_a_budget() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(BUDGETS)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*BUDGETS, *SHARED}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -54,18 +58,26 @@ def test_example(
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
-def test_the_main_example_ends_with_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("main_example", EXAMPLES / "mappo_spread.py")
+SPREAD = {"mappo_spread.py": ("mappo", "ippo"), "qmix_spread.py": ("qmix", "vdn", "iql")}
+
+
+@pytest.mark.parametrize(("name", "algorithm"), [(name, one) for name in SPREAD for one in SPREAD[name]])
+def test_examples_on_simple_spread_end_with_their_results(
+    name: str, algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("main_example", EXAMPLES / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main([*BUDGETS["mappo_spread.py"], "--directory", str(tmp_path)])
+    module.main([*BUDGETS[name], "--algorithm", algorithm, "--directory", str(tmp_path)])
     curve, checkpoint, result = capsys.readouterr().out.strip().splitlines()[-3:]
     assert Path(curve.removeprefix("learning curve: ")).read_bytes().startswith(b"\x89PNG")
     assert Path(checkpoint.removeprefix("checkpoint: ")).exists()
     number = r"-?\d+\.\d\d"
-    assert re.fullmatch(rf"final evaluation return: {number} \(sum over agents\) after 400 env steps in \d+ s", result)
+    assert re.fullmatch(
+        rf"final evaluation return: {number} \(sum over agents\) after 4[04]0 env steps in \d+ s", result
+    )
 
 
 def python_blocks() -> list[tuple[str, str]]:
