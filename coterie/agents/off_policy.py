@@ -73,7 +73,8 @@ class OffPolicyAgent(RecordingAgent):
         terminated = self._stack("terminated", step.terminated, self.possible_agents)
         ended = terminated | self._stack("truncated", step.truncated, self.possible_agents)
         over = ended.all(dim=1, keepdim=True)  # [E, 1, 1]
-        cut = over & ~terminated.all(dim=1, keepdim=True)
+        # those that learn have nothing to come where all of them are terminated, whatever ended it for others
+        cut = over & ~self._stack("terminated", step.terminated, self.learning_agents).all(dim=1, keepdim=True)
         if not self._bootstraps:
             cut = torch.zeros_like(cut)
         team = {"team_terminated": over & ~cut, "team_ended": over, **self._shared_row(step.infos, "shared_states")}

@@ -233,9 +233,9 @@ class ReferenceQ:
             before = row.ends.get(uid) if row.step else None
         return values
 
-    def _following(self, online: Tensor, target: Tensor, allowed: list[bool] | None) -> Tensor:
+    def _following(self, uid: str, online: Tensor, target: Tensor, allowed: list[bool] | None) -> Tensor:
         """The target network's value of the best choice: the online network's, or its own."""
-        choosing = (online if self.cfg["double_q"] else target).tolist()
+        choosing = (online if self.setting("double_q", uid) else target).tolist()
         possible = [a for a in range(len(choosing)) if allowed is None or allowed[a]]
         if not possible:
             return torch.zeros((), dtype=torch.float64)
@@ -270,7 +270,7 @@ class ReferenceQ:
             q_target = self.along(self.targets[uid]["q"], uid, stretch)
         chosen = [x[row.actions[uid]] if row.step else x[0] for x, row in zip(q, stretch.rows, strict=True)]
         following = [
-            self._following(x.detach(), y, row.allowed[uid])
+            self._following(uid, x.detach(), y, row.allowed[uid])
             for x, y, row in zip(q, q_target, stretch.rows, strict=True)
         ]
         return chosen, following

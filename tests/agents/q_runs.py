@@ -33,7 +33,7 @@ BASE: dict[str, Any] = {
     "learning_starts": 9,
     "learning_rate": 4e-3,
     "discount_factor": 0.9,
-    "target_update_interval": 2,
+    "target_update_interval": 4,
     "grad_norm_clip": 1.0,
     "exploration_epsilon": 0.5,
     "experiment": {"write_interval": 0, "checkpoint_interval": 0},
@@ -99,6 +99,7 @@ class Run:
             self.cfg,
             self.team.shared_observation_spaces,
         )
+        self._part_targets()
         self._begin()
         self.data = torch.Generator().manual_seed(7 + seed)
         self.filler, self.garbage = 1e3, 777.0  # of final states where nothing ended; of those who are not there
@@ -109,6 +110,21 @@ class Run:
         self.states = self._observe(0)
         self.priorities: dict[tuple[int, int], float] = {}
         self.largest = 1.0
+
+    @torch.no_grad()
+    def _part_targets(self) -> None:
+        """Move both's target networks away from the online ones: else which of them chooses would make no difference."""
+        perturb(self.reference.targets)
+        for uid, roles in self.reference.targets.items():
+            for role, model in roles.items():
+                for p, q in zip(self._copies(uid)[role].parameters(), model.parameters(), strict=True):
+                    p.copy_(q)
+                    q.copy_(p)  # as rounded
+
+    def _copies(self, uid: str) -> Any:
+        """An agent's target networks, by role."""
+        learner = next(learner for learner in self.agent.learners if uid in learner.names)
+        return self.agent._targets[learner.names[0]].models[uid]
 
     def _begin(self) -> None:
         self.agent.init({"timesteps": 1000})
@@ -287,8 +303,7 @@ class Run:
         """The largest difference of a parameter from the reference's, beyond what rounding may have made of it."""
         worst = 0.0
         for uid, roles in self.models.items():
-            learner = next(learner for learner in self.agent.learners if uid in learner.names)
-            copies = self.agent._targets[learner.names[0]].models[uid]
+            copies = self._copies(uid)
             for role, model in roles.items():
                 for mine, theirs in ((model, self.reference.models), (copies[role], self.reference.targets)):
                     doubts = dict(self.reference.models[uid][role].named_parameters())

@@ -28,6 +28,7 @@ from tests.agents.q_teams import (
 THREE = ("a0", "a1", "a2")
 SCALER = {"state_preprocessor": RunningStandardScaler, "reward_preprocessor": RunningScale}
 HARD = {"target_update_interval": 3}
+BREAKS = (10, 13, 16, 19, 20, 23)
 SOFT = {"target_update_interval": 1, "polyak": 0.3}
 
 
@@ -127,7 +128,7 @@ CASES = [
     }),
     Case("iql, loops by agent", "iql", cfg={
         "update_interval": three(2, 3, 2), "batch_size": three(4, 6, 4), "n_step": three(1, 3, 1),
-        "gradient_steps": three(1, 2, 1), "double_q": True, "target_update_interval": three(2, 5, 2),
+        "gradient_steps": three(1, 2, 1), "double_q": three(False, True, False), "target_update_interval": three(2, 5, 2),
     }),
     Case("qmix, schedule", "qmix", cfg={"learning_rate": falling, "grad_norm_clip": 0}),
     Case("iql, scheduler", "iql", cfg={
@@ -143,9 +144,9 @@ CASES = [
     Case("attention, teammates", "qmix", lambda: alike(3, scripted=("a0",)), mixer=attention),
     Case("crossing, teammates", "qmix", lambda: two_kinds(frozen=("a0",)), mixer=crossing),
     # training that begins anew amid episodes
-    Case("iql, interrupted", "iql", cfg={"n_step": 3}, interrupted=(10, 19, 20)),
-    Case("vdn, interrupted", "vdn", cfg={"n_step": 3}, interrupted=(10, 19, 20)),
-    Case("qmix, interrupted", "qmix", two_kinds, memory="episodes", cfg={"td_lambda": 0.6}, interrupted=(13, 22)),
+    Case("iql, interrupted", "iql", cfg={"n_step": 3, "batch_size": 12}, interrupted=BREAKS),
+    Case("vdn, interrupted", "vdn", cfg={"n_step": 3, "batch_size": 12}, interrupted=BREAKS),
+    Case("qmix, interrupted", "qmix", two_kinds, memory="episodes", cfg={"td_lambda": 0.6}, interrupted=BREAKS[::2]),
 ]  # fmt: skip
 
 
@@ -164,4 +165,4 @@ def test_priorities_are_the_mean_errors() -> None:
     mine = torch.tensor([run.priorities[place] for place in held])
     theirs = torch.stack([stored[n % memory.memory_size, e] for e, n in held])
     torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=1e-5)
-    assert len({round(float(x), 4) for x in mine}) > 10
+    assert len({round(float(x), 4) for x in mine}) > 5
