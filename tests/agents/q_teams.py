@@ -148,13 +148,6 @@ def unequal(team: QTeam) -> Models:
     return {uid: make(team)[uid] for uid, make in zip(team.possible_agents, makers, strict=True)}
 
 
-def some_remember(team: QTeam) -> Models:
-    """Those of the second kind."""
-    models = distinct(team)
-    recurrent = remembering("library gru", share=True)(team)
-    return {uid: recurrent[uid] if team.kinds[uid] == "big" else models[uid] for uid in team.possible_agents}
-
-
 # ---- mixers ------------------------------------------------------------------------------------------------------------
 
 
