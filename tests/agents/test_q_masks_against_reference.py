@@ -1,0 +1,104 @@
+"""Updates of QMIX, VDN and IQL with agents that come, wait, die and may not do everything, against the slow reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from coterie.preprocessors import RunningScale, RunningStandardScaler
+from tests.agents.ppo_runs import CUTS
+from tests.agents.q_runs import Case, run_by_both
+from tests.agents.q_teams import alike, attention, by_hand, crossing, pairs, qmix, shared, two_kinds
+
+SCALER = {"state_preprocessor": RunningStandardScaler, "reward_preprocessor": RunningScale}
+CUT = (*CUTS, *CUTS)
+EPISODES = {"batch_size": 3}
+
+
+def three(*values: Any) -> dict[str, Any]:
+    return dict(zip(("a0", "a1", "a2"), values, strict=True))
+
+
+CASES = [
+    # what may be done
+    Case("iql, masked", "iql", masked=True),
+    Case("iql, masked, single q", "iql", two_kinds, shared, {"double_q": False}, masked=True, told=True),
+    Case("vdn, masked", "vdn", masked=True, cfg={"n_step": 2}),
+    Case("qmix, masked", "qmix", two_kinds, masked=True, told=True),
+    Case("qmix, masked, episodes", "qmix", two_kinds, shared, EPISODES, "episodes", masked=True, told=True),
+    # agents that arrive late, miss steps, wait and die
+    Case("iql, lives", "iql", style="lives"),
+    Case("iql, lives, masked", "iql", two_kinds, shared, {"n_step": 3}, style="lives", masked=True),
+    Case("iql, lives, episodes", "iql", memory="episodes", cfg={"td_lambda": 0.6, **EPISODES}, style="lives", told=True),
+    Case("iql, lives, prioritized", "iql", models=by_hand, memory="prioritized", style="lives", cfg={"learning_starts": 3}),
+    Case("iql, lives, no bootstrap", "iql", cfg={"time_limit_bootstrap": False, "n_step": 2}, style="lives"),
+    Case("iql, lives, mean", "iql", lambda: alike(4), pairs, {"reward": "mean", "n_step": 2}, style="lives"),
+    Case("iql, lives, scales", "iql", two_kinds, shared, {**SCALER, "n_step": 2}, style="lives"),
+    Case("iql, lives, scales, sum", "iql", cfg={**SCALER, "reward": "sum"}, style="lives"),
+    Case("iql, leaves", "iql", cfg={"n_step": 3}, style="leaves", masked=True),
+    Case("vdn, lives", "vdn", style="lives"),
+    Case("vdn, lives, episodes", "vdn", two_kinds, memory="episodes", cfg={"n_step": 3, **EPISODES}, style="lives"),
+    Case("vdn, lives, scales", "vdn", models=shared, cfg=SCALER, style="lives", masked=True),
+    Case("vdn, leaves", "vdn", cfg={"n_step": 3, "time_limit_bootstrap": False}, style="leaves"),
+    Case("qmix, lives", "qmix", two_kinds, cfg={"mixer_input": "both"}, style="lives", masked=True),
+    Case("qmix, lives, one layer", "qmix", style="lives", mixer=qmix(1), cfg={"reward": "sum"}),
+    Case("qmix, lives, prioritized", "qmix", models=shared, memory="prioritized", style="lives"),
+    Case("qmix, lives, episodes", "qmix", two_kinds, memory="episodes", style="lives", told=True, cfg={
+        "td_lambda": 0.6, "mixer_input": "observations", **EPISODES,
+    }),
+    Case("qmix, leaves", "qmix", two_kinds, cfg={"n_step": 2, "mixer_input": "observations"}, style="leaves"),
+    Case("attention, lives", "qmix", two_kinds, style="lives", mixer=attention, masked=True),
+    Case("crossing, lives", "qmix", two_kinds, style="lives", mixer=crossing),
+    Case("attention, lives, teammates", "qmix", lambda: alike(4, scripted=("a1",)), style="lives", mixer=attention),
+    Case("iql, lives, teammates", "iql", lambda: two_kinds(scripted=("a0",)), style="lives", cfg={"reward": "mean"}),
+    # agents that wait for their turns, of which all may be scripted
+    Case("iql, turns", "iql", cfg={"n_step": 3}, style="turns"),
+    Case("iql, turns, one step", "iql", two_kinds, style="turns", masked=True),
+    Case("iql, turns, episodes", "iql", memory="episodes", cfg={"td_lambda": 0.6, **EPISODES}, style="turns", told=True),
+    Case("iql, waits", "iql", models=shared, cfg={"n_step": 3}, style="waits"),
+    Case("vdn, turns", "vdn", lambda: alike(3, scripted=("a1",)), cfg={"n_step": 3}, style="turns"),
+    Case("qmix, turns", "qmix", lambda: alike(3, scripted=("a1",)), cfg={"n_step": 3}, style="turns", told=True),
+    Case("qmix, turns, episodes", "qmix", lambda: two_kinds(scripted=("b0", "b1")), memory="episodes", style="turns", cfg={
+        "td_lambda": 0.6, **EPISODES,
+    }),
+    Case("qmix, waits", "qmix", cfg={"reward": "sum", "n_step": 2}, style="waits"),
+    # time limits that strike some while others go on
+    Case("iql, cut", "iql", cfg={"n_step": 2}, style="lives", endings=CUT),
+    Case("iql, cut, shared", "iql", two_kinds, shared, SCALER, style="leaves", endings=CUT, masked=True),
+    Case("iql, cut, no bootstrap", "iql", cfg={"time_limit_bootstrap": False}, style="lives", endings=CUT),
+    Case("iql, cut, by agent", "iql", style="waits", endings=CUT, cfg={
+        "time_limit_bootstrap": three(True, False, True), "n_step": 3,
+    }),
+    Case("iql, cut, plays on", "iql", endings=CUT, memory="episodes", cfg={"td_lambda": 0.6, **EPISODES}),
+    Case("vdn, cut", "vdn", cfg={"n_step": 3}, style="lives", endings=CUT),
+    Case("qmix, cut", "qmix", two_kinds, style="lives", endings=CUT, cfg={"mixer_input": "observations"}),
+    Case("qmix, cut, plays on", "qmix", two_kinds, memory="prioritized", endings=CUT, cfg={"mixer_input": "both"}),
+    Case("iql, interrupted turns", "iql", style="turns", cfg={"n_step": 3, "batch_size": 10}, interrupted=(10, 13, 16, 20)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_updates(case: Case) -> None:
+    run_by_both(case)
+
+
+@pytest.mark.parametrize("algorithm", ["iql", "vdn", "qmix"])
+def test_final_states_of_environments_that_go_on_are_not_read(algorithm: str) -> None:
+    from tests.agents.q_runs import TOLERANCE, Run
+
+    run = Run(Case("filler", algorithm, style="lives", endings=CUT))
+    run.filler = run.garbage = float("nan")
+    while run.timestep < run.timesteps:
+        run.step()
+    assert run.difference() < TOLERANCE
+
+
+def test_the_team_goes_on_while_the_others_do() -> None:
+    """A learner that dies is no end; nor is there anything to come once all learners are dead."""
+    run = run_by_both(Case("", "qmix", lambda: alike(3, scripted=("a1",)), masked=True, cfg={"batch_size": 12}))
+    rows = [row for rows in run.reference.history.rows for row in rows if row.over]
+    assert any(row.ends == three("terminated", "truncated", "terminated") for row in rows)
+    flags = run.memory.get_tensor_by_name("team_terminated")
+    assert flags.dtype == torch.bool
