@@ -68,6 +68,7 @@ class OffPolicyAgent(RecordingAgent):
                 struck = self._stack("struck", AgentTensors.single(self.possible_agents, self._struck), group.names)
                 seen = self._stack("states", step.states, group.names, group.observation_width)
                 row["states"] = torch.where(struck, seen, row["states"])
+                self._check_finite("states", row["states"], group.names)
             rows[group.names[0]], masks[group.names[0]] = row, shown
         self._learn_scales(rows, masks)
         terminated = self._stack("terminated", step.terminated, self.possible_agents)
@@ -124,7 +125,7 @@ class OffPolicyAgent(RecordingAgent):
     def _learn_scales(
         self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]]
     ) -> None:
-        """Let normalisers learn from a step, of each group by its first agent: each step is learned from once."""
+        """Let normalisers of those that learn do so from a step, of each group by its first agent; each step counts once."""
 
     # ---- learning --------------------------------------------------------------------------------------------------------
 

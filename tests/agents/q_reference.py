@@ -1,6 +1,6 @@
 """A slow reference of the updates of QMIX, VDN and IQL: loops over windows, agents and steps, in float64.
 
-Of the library it calls only the ``compute`` of the networks that it is given, on one row at a time; histories, targets,
+Of the library it calls only the ``compute`` of the networks that it is given, one step at a time; histories, targets,
 mixers and optimizers are its own.
 """
 
@@ -194,16 +194,15 @@ class ReferenceQ:
 
     # ---- networks ------------------------------------------------------------------------------------------------------
 
-    def _call(self, model: Model, uid: str, row: Row, memory: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Action values ``[n]`` of a row, and what a network remembers of it."""
-        agent_id = torch.zeros(1, len(self.names), dtype=torch.float64)
-        agent_id[0, self.names.index(uid)] = 1.0
-        seen = self.set_of(uid).state_scales[self.kinds[uid]].normalise(row.seen[uid].unsqueeze(0))
-        inputs: dict[str, Any] = {"states": seen, "agent_id": agent_id}
+    def _call(self, model: Model, uid: str, seen: Tensor, memory: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Action values ``[B, n]`` of what an agent saw ``[B, F]``, and what a network remembers of it."""
+        agent_id = torch.eye(len(self.names), dtype=torch.float64)[[self.names.index(uid)] * len(seen)]
+        scaled = self.set_of(uid).state_scales[self.kinds[uid]].normalise(seen)
+        inputs: dict[str, Any] = {"states": scaled, "agent_id": agent_id}
         if memory:
             inputs |= {"rnn": memory, "length": 1}
         output = model.compute(inputs, "q")
-        return output[0][0], list(output[-1]["rnn"]) if memory else []
+        return output[0], list(output[-1]["rnn"]) if memory else []
 
     def along(self, model: Model, uid: str, stretch: Stretch) -> list[Tensor]:
         """Action values ``[n]`` of each row of a stretch.
@@ -213,7 +212,7 @@ class ReferenceQ:
         """
         blank = blank_memory(model)
         if not memory_sizes(model):
-            return [self._call(model, uid, row, [])[0] for row in stretch.rows]
+            return list(self._call(model, uid, torch.stack([row.seen[uid] for row in stretch.rows]), [])[0])
         memory, before, values = blank, None, []
         for k, row in enumerate([*stretch.warm, *stretch.rows]):
             if row.first:
@@ -222,14 +221,14 @@ class ReferenceQ:
             if before == TERMINATED or (before == TRUNCATED and row.step and acts):
                 memory = blank  # it plays on: a new game
             with torch.set_grad_enabled(torch.is_grad_enabled() and k >= len(stretch.warm)):
-                q, after = self._call(model, uid, row, memory)
+                q, after = self._call(model, uid, row.seen[uid].unsqueeze(0), memory)
             if k == len(stretch.warm) - 1:
                 after = [state.detach() for state in after]
             memory = after if acts else memory
             if before == TRUNCATED and not acts:
                 memory = blank
             if k >= len(stretch.warm):
-                values.append(q)
+                values.append(q[0])
             before = row.ends.get(uid) if row.step else None
         return values
 

@@ -29,8 +29,8 @@ ROWS = 14  # of a memory, which is written over several times
 
 BASE: dict[str, Any] = {
     "batch_size": 5,
-    "update_interval": 3,
-    "learning_starts": 9,
+    "update_interval": 4,
+    "learning_starts": 7,
     "learning_rate": 4e-3,
     "discount_factor": 0.9,
     "target_update_interval": 4,
@@ -63,7 +63,7 @@ class Case:
     told: bool = False
     endings: Sequence[Endings] = (*ENDINGS, *ENDINGS)
     interrupted: tuple[int, ...] = ()
-    updates: int = 5  # at least
+    updates: int = 4  # at least
 
 
 class Run:

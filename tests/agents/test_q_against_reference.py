@@ -28,7 +28,7 @@ from tests.agents.q_teams import (
 THREE = ("a0", "a1", "a2")
 SCALER = {"state_preprocessor": RunningStandardScaler, "reward_preprocessor": RunningScale}
 HARD = {"target_update_interval": 3}
-BREAKS = (10, 13, 16, 19, 20, 23)
+BREAKS = (10, 13, 17, 18, 21, 25)
 SOFT = {"target_update_interval": 1, "polyak": 0.3}
 
 
@@ -97,7 +97,7 @@ CASES = [
     Case("qmix, no bootstrap", "qmix", two_kinds, cfg={"time_limit_bootstrap": False}),
     Case("vdn, no bootstrap", "vdn", cfg={"time_limit_bootstrap": False, "n_step": 2}),
     Case("iql, hard", "iql", cfg=HARD),
-    Case("iql, hard, unequal", "iql", models=unequal, cfg={**HARD, "gradient_steps": 2}, updates=20),
+    Case("iql, hard, unequal", "iql", models=unequal, cfg={**HARD, "gradient_steps": 2}, updates=18),
     Case("qmix, hard", "qmix", two_kinds, cfg={**HARD, "gradient_steps": 2}, updates=10),
     Case("iql, soft", "iql", cfg=SOFT),
     Case("vdn, soft", "vdn", two_kinds, shared, cfg={"target_update_interval": 2, "polyak": 0.4}),

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from coterie.preprocessors import RunningScale, RunningStandardScaler
-from tests.agents.ppo_runs import CUTS
-from tests.agents.q_runs import Case, run_by_both
+from tests.agents.ppo_reference_time import ABSENT
+from tests.agents.ppo_runs import CUTS, TOLERANCE
+from tests.agents.q_runs import Case, Run, run_by_both
 from tests.agents.q_teams import alike, attention, by_hand, crossing, pairs, qmix, shared, two_kinds
 
 SCALER = {"state_preprocessor": RunningStandardScaler, "reward_preprocessor": RunningScale}
 CUT = (*CUTS, *CUTS)
+BREAKS = (10, 13, 17, 18, 21, 25)
 EPISODES = {"batch_size": 3}
 
 
@@ -71,11 +74,11 @@ CASES = [
     Case("iql, cut, by agent", "iql", style="waits", endings=CUT, cfg={
         "time_limit_bootstrap": three(True, False, True), "n_step": 3,
     }),
-    Case("iql, cut, plays on", "iql", endings=CUT, memory="episodes", cfg={"td_lambda": 0.6, **EPISODES}),
+    Case("iql, cut, plays on", "iql", endings=CUT, memory="prioritized", cfg={"n_step": 3}),
     Case("vdn, cut", "vdn", cfg={"n_step": 3}, style="lives", endings=CUT),
     Case("qmix, cut", "qmix", two_kinds, style="lives", endings=CUT, cfg={"mixer_input": "observations"}),
     Case("qmix, cut, plays on", "qmix", two_kinds, memory="prioritized", endings=CUT, cfg={"mixer_input": "both"}),
-    Case("iql, interrupted turns", "iql", style="turns", cfg={"n_step": 3, "batch_size": 10}, interrupted=(10, 13, 16, 20)),
+    Case("iql, interrupted turns", "iql", style="turns", cfg={"n_step": 3, "batch_size": 10}, interrupted=BREAKS),
 ]  # fmt: skip
 
 
@@ -85,20 +88,44 @@ def test_updates(case: Case) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["iql", "vdn", "qmix"])
-def test_final_states_of_environments_that_go_on_are_not_read(algorithm: str) -> None:
-    from tests.agents.q_runs import TOLERANCE, Run
-
-    run = Run(Case("filler", algorithm, style="lives", endings=CUT))
+def test_what_nobody_saw_is_not_read(algorithm: str) -> None:
+    """Final states of environments that go on, and whatever stands for absent agents."""
+    run = Run(Case("", algorithm, style="lives", endings=CUT))
     run.filler = run.garbage = float("nan")
     while run.timestep < run.timesteps:
         run.step()
     assert run.difference() < TOLERANCE
 
 
-def test_the_team_goes_on_while_the_others_do() -> None:
-    """A learner that dies is no end; nor is there anything to come once all learners are dead."""
-    run = run_by_both(Case("", "qmix", lambda: alike(3, scripted=("a1",)), masked=True, cfg={"batch_size": 12}))
+def test_a_last_observation_must_be_finite() -> None:
+    run = Run(Case("", "iql", style="lives", endings=CUT))
+    observe = run._observe
+
+    def spoilt(k: int) -> dict[str, Tensor]:
+        cut = torch.tensor(run.plan.truncated["a0"][k - 1]).unsqueeze(-1) & run.plan.mask(ABSENT, "a0", k)
+        return {uid: torch.where(cut & (uid == "a0"), torch.nan, x) for uid, x in observe(k).items()}
+
+    run._observe = spoilt
+    with pytest.raises(ValueError, match=r"states\['a0'\]: expected finite numbers, got nan"):
+        while run.timestep < run.timesteps:
+            run.step()
+
+
+def test_nothing_is_to_come_where_all_that_learn_are_terminated() -> None:
+    """Whatever it is that ends the game for others: a0 and a2 are terminated where the time limit strikes a1."""
+    run = run_by_both(Case("", "qmix", lambda: alike(3, scripted=("a1",)), cfg={"batch_size": 12}))
     rows = [row for rows in run.reference.history.rows for row in rows if row.over]
     assert any(row.ends == three("terminated", "truncated", "terminated") for row in rows)
-    flags = run.memory.get_tensor_by_name("team_terminated")
-    assert flags.dtype == torch.bool
+
+
+@pytest.mark.parametrize("algorithm", ["iql", "vdn", "qmix"])
+def test_normalisers_of_those_that_do_not_learn_stay_as_they_are(algorithm: str) -> None:
+    run = Run(Case("", algorithm, lambda: alike(3, frozen=("a1",)), cfg=SCALER))
+    while run.timestep < 6:
+        run.step()
+    seen = {}
+    for group in run.agent.groups:
+        for uid, s in zip(group.names, group.sets, strict=True):
+            seen[uid] = float(group.state_preprocessor.members[s].current_count)
+    assert seen["a1"] == 0.0
+    assert min(seen["a0"], seen["a2"]) > 0.0
