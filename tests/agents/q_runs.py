@@ -25,15 +25,15 @@ from tests.agents.q_teams import STATE, Maker, QTeam, alike, distinct, qmix, rul
 CLASSES: dict[str, Any] = {"qmix": QMIX, "vdn": VDN, "iql": IQL}
 DEFAULTS = {"qmix": QMIX_DEFAULT_CONFIG, "vdn": VDN_DEFAULT_CONFIG, "iql": IQL_DEFAULT_CONFIG}
 MEMORIES: dict[str, Any] = {"replay": ReplayMemory, "prioritized": PrioritizedMemory, "episodes": EpisodeMemory}
-ROWS = 14  # of a memory, which is written over several times
+ROWS = 12  # of a memory, which is written over several times
 
 BASE: dict[str, Any] = {
-    "batch_size": 5,
-    "update_interval": 4,
-    "learning_starts": 7,
+    "batch_size": 4,
+    "update_interval": 3,
+    "learning_starts": 6,
     "learning_rate": 4e-3,
     "discount_factor": 0.9,
-    "target_update_interval": 4,
+    "target_update_interval": 3,
     "grad_norm_clip": 1.0,
     "exploration_epsilon": 0.5,
     "experiment": {"write_interval": 0, "checkpoint_interval": 0},
@@ -61,9 +61,9 @@ class Case:
     style: str | None = None
     masked: bool = False
     told: bool = False
-    endings: Sequence[Endings] = (*ENDINGS, *ENDINGS)
+    endings: Sequence[Endings] = (*ENDINGS, ENDINGS[0])
     interrupted: tuple[int, ...] = ()
-    updates: int = 4  # at least
+    updates: int = 3  # at least
 
 
 class Run:
@@ -78,7 +78,8 @@ class Run:
             models = with_mixer(self.team, models, case.cfg.get("mixer_input", "state"), case.mixer)
         perturb({uid: roles for uid, roles in models.items() if uid not in self.team.scripted})
         models |= {uid: {"policy": rule} for uid in self.team.scripted}
-        self.cfg = {**BASE, "trainable": {uid: uid not in self.team.frozen for uid in names}, **case.cfg}
+        fewer = {"batch_size": 3} if case.memory == "episodes" else {}
+        self.cfg = {**BASE, **fewer, "trainable": {uid: uid not in self.team.frozen for uid in names}, **case.cfg}
         complete = {**DEFAULTS[case.algorithm].copy(), **self.cfg}
         self.models = {uid: models[uid] for uid in self.team.learners}
         self.before = {id(p): p.detach().clone() for p in self._parameters()}
@@ -232,6 +233,11 @@ class Run:
         self._follow()
         self.states, self.shared, self.masks = next_states, next_shared, next_masks
         self.timestep += 1
+
+    def finish(self) -> None:
+        """All steps that are left."""
+        while self.timestep < self.timesteps:
+            self.step()
 
     def _follow(self) -> None:
         """Let the reference learn from what the library drew."""

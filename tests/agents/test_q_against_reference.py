@@ -17,7 +17,6 @@ from tests.agents.q_teams import (
     by_hand,
     crossing,
     mixture,
-    networks,
     pairs,
     qmix,
     shared,
@@ -27,8 +26,8 @@ from tests.agents.q_teams import (
 
 THREE = ("a0", "a1", "a2")
 SCALER = {"state_preprocessor": RunningStandardScaler, "reward_preprocessor": RunningScale}
-HARD = {"target_update_interval": 3}
-BREAKS = (10, 13, 17, 18, 21, 25)
+HARD = {"target_update_interval": 4}
+BREAKS = (7, 10, 13, 16, 17, 20)
 SOFT = {"target_update_interval": 1, "polyak": 0.3}
 
 
@@ -50,26 +49,20 @@ CASES = [
     Case("iql, shared", "iql", models=shared),
     Case("iql, one agent", "iql", lambda: alike(1)),
     Case("iql, two kinds", "iql", two_kinds),
-    Case("iql, two kinds, shared", "iql", two_kinds, shared),
     Case("iql, pairs", "iql", lambda: alike(4), pairs),
     Case("iql, mixture", "iql", lambda: alike(4), mixture),
     Case("iql, unequal", "iql", models=unequal),
     Case("iql, by hand", "iql", models=by_hand),
-    Case("iql, dueling", "iql", models=networks(True, dueling=True)),
     Case("vdn", "vdn"),
-    Case("vdn, shared", "vdn", models=shared),
     Case("vdn, two kinds", "vdn", two_kinds),
-    Case("vdn, unequal", "vdn", models=unequal),
     Case("qmix", "qmix"),
     Case("qmix, shared", "qmix", models=shared),
     Case("qmix, two kinds", "qmix", two_kinds),
     Case("qmix, two kinds, shared", "qmix", two_kinds, shared),
     Case("qmix, pairs", "qmix", lambda: alike(4), pairs),
     Case("qmix, by hand", "qmix", models=by_hand),
-    Case("qmix, relu", "qmix", models=networks(True, activation="relu")),
     # mixers and what they see
     Case("one layer", "qmix", mixer=qmix(1)),
-    Case("one layer, two kinds", "qmix", two_kinds, shared, mixer=qmix(1)),
     Case("attention", "qmix", mixer=attention),
     Case("attention, two kinds", "qmix", two_kinds, mixer=attention),
     Case("crossing", "qmix", two_kinds, mixer=crossing),
@@ -82,7 +75,6 @@ CASES = [
     Case("qmix, prioritized", "qmix", two_kinds, memory="prioritized"),
     Case("iql, episodes", "iql", memory="episodes", cfg={"td_lambda": 0.6}),
     Case("iql, episodes, 3 steps", "iql", two_kinds, shared, {"n_step": 3}, "episodes"),
-    Case("vdn, episodes", "vdn", memory="episodes"),
     Case("qmix, episodes", "qmix", two_kinds, memory="episodes", cfg={"td_lambda": 0.6}),
     Case("qmix, episodes, 3 steps", "qmix", memory="episodes", cfg={"n_step": 3, "time_limit_bootstrap": False}),
     # targets
@@ -92,24 +84,19 @@ CASES = [
     Case("iql, single q", "iql", cfg={"double_q": False}),
     Case("vdn, single q", "vdn", cfg={"double_q": False, "n_step": 2}),
     Case("qmix, single q", "qmix", two_kinds, cfg={"double_q": False}, memory="episodes"),
-    Case("iql, no bootstrap", "iql", cfg={"time_limit_bootstrap": False}),
     Case("iql, no bootstrap, 3 steps", "iql", cfg={"time_limit_bootstrap": False, "n_step": 3}),
     Case("qmix, no bootstrap", "qmix", two_kinds, cfg={"time_limit_bootstrap": False}),
     Case("vdn, no bootstrap", "vdn", cfg={"time_limit_bootstrap": False, "n_step": 2}),
-    Case("iql, hard", "iql", cfg=HARD),
     Case("iql, hard, unequal", "iql", models=unequal, cfg={**HARD, "gradient_steps": 2}, updates=18),
     Case("qmix, hard", "qmix", two_kinds, cfg={**HARD, "gradient_steps": 2}, updates=10),
     Case("iql, soft", "iql", cfg=SOFT),
-    Case("vdn, soft", "vdn", two_kinds, shared, cfg={"target_update_interval": 2, "polyak": 0.4}),
     Case("qmix, soft", "qmix", cfg=SOFT),
     # losses, rewards, scales
     Case("iql, huber", "iql", cfg={"huber_delta": 0.5}),
     Case("qmix, huber", "qmix", cfg={"huber_delta": 0.5}),
     Case("iql, mean", "iql", two_kinds, cfg={"reward": "mean"}),
     Case("iql, sum", "iql", cfg={"reward": "sum", "n_step": 2}),
-    Case("vdn, sum", "vdn", cfg={"reward": "sum"}),
     Case("qmix, sum", "qmix", two_kinds, cfg={"reward": "sum", "rewards_shaper": shape_rewards}),
-    Case("iql, scales", "iql", cfg=SCALER),
     Case("iql, scales, shared", "iql", two_kinds, shared, SCALER),
     Case("iql, scales, pairs", "iql", lambda: alike(4), pairs, SCALER),
     Case("iql, scales, mean", "iql", cfg={**SCALER, "reward": "mean"}),
