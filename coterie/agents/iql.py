@@ -37,7 +37,7 @@ class IQL(ValueLearner):
     def _streams(self, learner: Learner, drawn: Drawn) -> list[Stream]:
         window = drawn.window
         rows = slice(window.learn_from, -1)
-        steps, ends = (flags[rows].unflatten(-1, (-1, 1, 1)) for flags in (window.steps, window.ends))
+        steps, ends = (mask[rows].unflatten(-1, (-1, 1, 1)) for mask in (window.steps, window.ends))
         rewards = self._rewards_of(learner, drawn)
         sizes = [group.size for group in learner.groups]
         rewards = rewards.expand(-1, -1, sum(sizes), -1)

@@ -66,7 +66,7 @@ class MixedValues(ValueLearner):
         with torch.no_grad():
             following = mixed(following, first + 1, len(following), target=True)
         rows = slice(first, -1)
-        steps, ends = (flags[rows].unflatten(-1, (-1, 1, 1)) for flags in (window.steps, window.ends))
+        steps, ends = (mask[rows].unflatten(-1, (-1, 1, 1)) for mask in (window.steps, window.ends))
         anyone = None if acting is None else acting.any(dim=2, keepdim=True)
         return [
             Stream(

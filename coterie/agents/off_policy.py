@@ -68,12 +68,14 @@ class OffPolicyAgent(RecordingAgent):
                 struck = self._stack("struck", AgentTensors.single(self.possible_agents, self._struck), group.names)
                 seen = self._stack("states", step.states, group.names, group.observation_width)
                 row["states"] = torch.where(struck, seen, row["states"])
+                self._check_finite("states", row["states"], group.names)
             rows[group.names[0]], masks[group.names[0]] = row, shown
         self._learn_scales(rows, masks)
         terminated = self._stack("terminated", step.terminated, self.possible_agents)
         ended = terminated | self._stack("truncated", step.truncated, self.possible_agents)
         over = ended.all(dim=1, keepdim=True)  # [E, 1, 1]
-        cut = over & ~terminated.all(dim=1, keepdim=True)
+        # those that learn have nothing to come where all of them are terminated, whatever ended it for others
+        cut = over & ~self._stack("terminated", step.terminated, self.learning_agents).all(dim=1, keepdim=True)
         if not self._bootstraps:
             cut = torch.zeros_like(cut)
         team = {"team_terminated": over & ~cut, "team_ended": over, **self._shared_row(step.infos, "shared_states")}
@@ -123,7 +125,7 @@ class OffPolicyAgent(RecordingAgent):
     def _learn_scales(
         self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]]
     ) -> None:
-        """Let normalisers learn from a step, of each group by its first agent: each step is learned from once."""
+        """Let normalisers of those that learn do so from a step, of each group by its first agent; each step counts once."""
 
     # ---- learning --------------------------------------------------------------------------------------------------------
 

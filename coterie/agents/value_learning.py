@@ -119,14 +119,14 @@ class ValueLearner(OffPolicyAgent):
                 f"n_step {cfg['n_step']} and td_lambda {cfg['td_lambda']}: expected one of them to ask for several steps; "
                 "leave n_step at 1 or td_lambda at 0"
             )
-        if cfg["burn_in"] and learner.sequence_length == 1:
+        if cfg["burn_in"] and not _remembers(learner):
             raise ConfigError(f"burn_in {cfg['burn_in']}: only recurrent models can be warmed up; leave it at 0")
         if self.memories is None:
             return
-        if cfg["td_lambda"] > 0 and not self._learns_whole_windows(learner):
+        if cfg["td_lambda"] > 0 and learner.sequence_length == 1 and not self._draws_episodes:
             raise ConfigError(
                 f"td_lambda {cfg['td_lambda']}: its targets need more than single steps; use an EpisodeMemory or recurrent "
-                "models, or n_step"
+                "models with a sequence_length above 1, or n_step"
             )
         if cfg["burn_in"] and self._draws_episodes:
             raise ConfigError(f"burn_in {cfg['burn_in']}: episodes are drawn from their first step on; leave it at 0")
@@ -140,7 +140,7 @@ class ValueLearner(OffPolicyAgent):
         return any(isinstance(memory, EpisodeMemory) for memory in (self.memories or {}).values())
 
     def _learns_whole_windows(self, learner: Learner) -> bool:
-        return learner.sequence_length > 1 or self._draws_episodes
+        return _remembers(learner) or self._draws_episodes
 
     def _make_preprocessors(self, learner: Learner) -> None:
         super()._make_preprocessors(learner)
@@ -214,7 +214,7 @@ class ValueLearner(OffPolicyAgent):
     def _learn_scales(
         self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]]
     ) -> None:
-        for group in self.groups:
+        for group in self._learning_groups():
             if group.state_preprocessor is not None:
                 leader = group.names[0]
                 group.state_preprocessor(rows[leader]["states"], train=True, mask=masks[leader]["active"])
@@ -305,14 +305,14 @@ class ValueLearner(OffPolicyAgent):
         window = drawn.window
         if not networks.remembers:
             return _row_by_row(networks, states[window.learn_from + skip :])
-        policy, active = group.policy, drawn.mask("active", group)
+        policy, (starts, active) = group.policy, _own_games(drawn, group)
         assert policy is not None
 
         def run(rows: slice, memory: Tensor) -> tuple[Tensor, Tensor]:
             part = states[rows]
             recall = Recall(
                 memory,
-                window.starts[rows].reshape(-1, 1, 1),
+                starts[rows].flatten(0, 1),
                 None if active is None else active[rows].flatten(0, 1),
                 len(part),
             )
@@ -393,6 +393,34 @@ class ValueLearner(OffPolicyAgent):
         self.track_data(f"Learning / Learning rate ({leader})", learner.optimizers.learning_rates()[0])
         epsilon = self.epsilon(learner.groups[0], *now)
         self.track_data(f"Exploration / Epsilon ({leader})", epsilon.mean() if isinstance(epsilon, Tensor) else epsilon)
+
+
+def _remembers(learner: Learner) -> bool:
+    """Whether any of a learner's models is recurrent."""
+    return any(group.policy is not None and group.policy.recurrent for group in learner.groups)
+
+
+def _own_games(drawn: Drawn, group: Group) -> tuple[Tensor, Tensor | None]:
+    """The rows before which agents forget, and those that they take in, bool ``[R, B, A, 1]``; None for all.
+
+    As in acting, they forget when their own game ends, whether or not others go on, and remember nothing new while they
+    don't act; but what they saw at last, whose value stands for what a time limit cut off, they look at with what they
+    remembered then. One that plays on after it begins anew at once.
+    """
+    window, active = drawn.window, drawn.mask("active", group)
+    terminated, truncated = drawn.of("terminated", group), drawn.of("truncated", group)
+    steps, starts = (mask.unflatten(-1, (-1, 1, 1)) for mask in (window.steps, window.starts))
+    struck = _row_before(truncated & ~terminated & steps) & ~starts
+    starts = starts | _row_before(terminated & steps)
+    if active is None:
+        return starts | (struck & steps), None
+    at_last = ~active & (struck | ~steps)
+    return starts | (struck & steps & active) | _row_before(at_last & steps), active | at_last
+
+
+def _row_before(mask: Tensor) -> Tensor:
+    """What a mask ``[R, ...]`` says of the row before each row; nothing for the first."""
+    return torch.cat([torch.zeros_like(mask[:1]), mask[:-1]])
 
 
 def _row_by_row(networks: GroupNetworks, states: Tensor) -> Tensor:
