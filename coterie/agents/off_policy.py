@@ -103,12 +103,11 @@ class OffPolicyAgent(RecordingAgent):
             active = final.active(names)
             if there is not None:
                 active = there if active is None else there & active
+            allowed = final.actions(names, flat_size(group.action_space))
+            if allowed is not None and active is not None:  # what is said of others means nothing
+                allowed = allowed | ~active
             rows[names[0]] = {"states": observed}
-            masks[names[0]] = {
-                "active": active,
-                "present": there,
-                "action_masks": final.actions(names, flat_size(group.action_space)),
-            }
+            masks[names[0]] = {"active": active, "present": there, "action_masks": allowed}
         shared = {} if last.moment.shared is None else {"shared_states": last.moment.shared}
         return self._storage.add_last(envs, rows, masks, shared)
 
