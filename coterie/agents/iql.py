@@ -45,7 +45,7 @@ class IQL(ValueLearner):
         for group, earned in zip(learner.groups, rewards.split(sizes, dim=2), strict=True):
             predicted, following = self._values(learner, group, drawn)
             terminated, truncated = drawn.of("terminated", group)[rows], drawn.of("truncated", group)[rows]
-            ended = terminated | truncated
+            ended = terminated | truncated | drawn.ends()[rows]
             bootstraps = [bool(self.agent_cfg["time_limit_bootstrap"][uid]) for uid in group.names]
             if not all(bootstraps):
                 cuts_off = ~torch.tensor(bootstraps, device=self.device).view(-1, 1)

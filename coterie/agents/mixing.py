@@ -74,7 +74,7 @@ class MixedValues(ValueLearner):
                 following,
                 self._rewards_of(learner, drawn),
                 drawn.team("team_terminated")[rows],
-                drawn.team("team_ended")[rows],
+                drawn.ends()[rows],
                 steps if anyone is None else anyone[rows] & steps,
                 torch.ones_like(steps[0]) if anyone is None else anyone[-1],
                 float(self.agent_cfg["discount_factor"][leader]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -43,10 +44,67 @@ class OffPolicyAgent(RecordingAgent):
         if self._storage is not None:
             self._storage.memory.interrupt()  # episodes that were running are not taken up again
         elif self.memories is not None:
-            like = next(iter(self.memories.values()))
-            assert isinstance(like, ReplayMemory)
-            self._storage = ReplayStorage(like, self.groups, self.possible_agents, self.device)
-            self._show_storage()
+            self._create_storage()
+
+    def _create_storage(self) -> ReplayStorage:
+        self._storage = ReplayStorage(self._like, self.groups, self.possible_agents, self.device)
+        self._show_storage()
+        return self._storage
+
+    @property
+    def _like(self) -> ReplayMemory:
+        """One of the users' memories, which are all alike."""
+        like = next(iter((self.memories or {}).values()))
+        assert isinstance(like, ReplayMemory)
+        return like
+
+    @property
+    def memory_bytes(self) -> int:
+        if self._storage is None:
+            return (
+                0 if self.memories is None else ReplayStorage.predict_bytes(self._like, self.groups, self._shared_size)
+            )
+        return self._storage.memory.nbytes
+
+    @property
+    def _shared_size(self) -> int:
+        """Size of the shared state that is stored, 0 where none is."""
+        return self._shared_width if self.uses_shared_states else 0
+
+    # ---- files -----------------------------------------------------------------------------------------------------------
+
+    def save_memory(self, path: str | os.PathLike[str]) -> None:
+        """Write the steps that are remembered to ``path``, whole or not at all; a checkpoint does not have them.
+
+        :raises RuntimeError: nothing is remembered, for lack of memories or of :meth:`init`
+        """
+        if self._storage is None:
+            raise RuntimeError("save_memory: there is nothing to save before init, and without memories")
+        self._storage.memory.save(path)
+
+    def load_memory(self, path: str | os.PathLike[str]) -> None:
+        """Read what :meth:`save_memory` wrote, all of it or nothing. What was remembered until now is forgotten.
+
+        The next step that is recorded follows on the newest one of the file, unless :meth:`init` comes in between, as
+        a trainer calls it: then the episodes that were running are left as they are.
+
+        :raises ValueError: the file is that of another kind or size of memory, or of another team
+        :raises RuntimeError: this agent has no memories, or the file is damaged
+        """
+        if self.memories is None:
+            raise RuntimeError("load_memory: expected an agent with memories; this one acts only")
+        storage = self._storage or self._create_storage()
+        memory = storage.read(path)
+        names = memory.get_tensor_names()
+        if SHARED not in names:
+            self._settle_shared({})
+        held = memory.get_tensor_by_name(SHARED).shape[2] if SHARED in names else 0
+        if held != self._shared_size:
+            raise ValueError(
+                f"{os.fspath(path)!r}: expected a shared state of size {self._shared_size}, the file has one of size {held}"
+            )
+        storage.memory, self._struck = memory, None
+        self._show_storage()
 
     @property
     def _stores(self) -> bool:
@@ -68,16 +126,18 @@ class OffPolicyAgent(RecordingAgent):
                 struck = self._stack("struck", AgentTensors.single(self.possible_agents, self._struck), group.names)
                 seen = self._stack("states", step.states, group.names, group.observation_width)
                 row["states"] = torch.where(struck, seen, row["states"])
+            for what in ("states", "rewards"):
+                self._check_finite(what, row[what], group.names)
             rows[group.names[0]], masks[group.names[0]] = row, shown
-        self._learn_scales(rows, masks)
         terminated = self._stack("terminated", step.terminated, self.possible_agents)
         ended = terminated | self._stack("truncated", step.truncated, self.possible_agents)
         over = ended.all(dim=1, keepdim=True)  # [E, 1, 1]
         cut = over & ~terminated.all(dim=1, keepdim=True)
         if not self._bootstraps:
             cut = torch.zeros_like(cut)
-        team = {"team_terminated": over & ~cut, "team_ended": over, **self._shared_row(step.infos, "shared_states")}
+        team = {"team_terminated": over & ~cut, **self._shared_row(step.infos, "shared_states")}
         grown = self._storage.add(rows, masks, team)
+        self._learn_scales(rows, masks)
         last = self._last_moment(step) if self._bootstraps else None
         self._struck = None
         if last is not None:

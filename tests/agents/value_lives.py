@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coterie.models import QMIXMixer, build_models
 from tests.agents.ppo_presence import Plan, make_plan
-from tests.agents.ppo_reference_time import ABSENT, ACTIVE, WAITING
+from tests.agents.ppo_reference_time import ACTIVE, WAITING
 from tests.agents.ppo_runs import CUTS, ENDINGS, T
 from tests.agents.ppo_teams import Team
 from tests.agents.toys import box
@@ -94,7 +94,9 @@ class Lives:
             infos["final_action_masks"] = {uid: spoil("final_allowed", uid, k, mask) for uid, mask in allowed.items()}
         return infos
 
-    def play(self, agent: Any, spoil: Spoil = as_it_is, steps: int = STEPS, each: Callable[[int], None] | None = None) -> None:
+    def play(
+        self, agent: Any, spoil: Spoil = as_it_is, steps: int = STEPS, each: Callable[[int], None] | None = None
+    ) -> None:
         """Train. Random numbers that are drawn do not depend on ``spoil``."""
         names, plan = self.names, self.plan
         states, shared, infos = self.observe(0), self.draw(5), self.infos(0, spoil)
@@ -113,9 +115,7 @@ class Lives:
                 "states": states, "actions": actions, "rewards": rewards, "next_states": following, "terminated": ends,
                 "truncated": cuts,
             }  # fmt: skip
-            step = [
-                {uid: spoil(what, uid, k, table[uid].clone()) for uid in names} for what, table in tables.items()
-            ]
+            step = [{uid: spoil(what, uid, k, table[uid].clone()) for uid in names} for what, table in tables.items()]
             agent.record_transition(*step, next_infos, k, STEPS)
             agent.post_interaction(k, STEPS)
             if each is not None:
@@ -123,7 +123,9 @@ class Lives:
             states, shared, infos = following, next_shared, next_infos
 
 
-def models_of(team: Team, kind: str, rnn: str | None, scripted: bool = True, **options: Any) -> dict[str, dict[str, Any]]:
+def models_of(
+    team: Team, kind: str, rnn: str | None, scripted: bool = True, **options: Any
+) -> dict[str, dict[str, Any]]:
     """Networks of the agents that choose, and the script of the one that is scripted."""
     learners = [uid for uid in team.possible_agents if not (scripted and uid == "d")]
     some = Team({uid: team.kinds[uid] for uid in learners})
