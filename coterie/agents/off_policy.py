@@ -14,7 +14,7 @@ from coterie.agent_tensors import AgentTensors
 from coterie.agents.checks import check_replay_memories
 from coterie.agents.groups import Learner
 from coterie.agents.recording import LastMoment, RecordingAgent, Transition
-from coterie.agents.replay_storage import ReplayStorage
+from coterie.agents.replay_storage import SHARED, ReplayStorage
 from coterie.memories.replay import ReplayMemory
 from coterie.spaces import flat_size
 
@@ -60,11 +60,10 @@ class OffPolicyAgent(RecordingAgent):
 
     @property
     def memory_bytes(self) -> int:
-        if self._storage is None:
-            return (
-                0 if self.memories is None else ReplayStorage.predict_bytes(self._like, self.groups, self._shared_size)
-            )
-        return self._storage.memory.nbytes
+        if self.memories is None:
+            return 0
+        predicted = ReplayStorage.predict_bytes(self._like, self.groups, self._shared_size)
+        return predicted if self._storage is None else max(predicted, self._storage.memory.nbytes)
 
     @property
     def _shared_size(self) -> int:
@@ -88,7 +87,7 @@ class OffPolicyAgent(RecordingAgent):
         The next step that is recorded follows on the newest one of the file, unless :meth:`init` comes in between, as
         a trainer calls it: then the episodes that were running are left as they are.
 
-        :raises ValueError: the file is that of another kind or size of memory, or of another team
+        :raises KeyError, ValueError: the file is that of another kind or size of memory, or of another team
         :raises RuntimeError: this agent has no memories, or the file is damaged
         """
         if self.memories is None:

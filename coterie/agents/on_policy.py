@@ -177,7 +177,7 @@ class OnPolicyAgent(RecordingAgent):
         if self._shared is not None:
             return held + self._shared.nbytes
         shared = flat_size(self.shared_space()) if self.uses_shared_states else 0
-        return held + like.predict_bytes({"shared_states": (shared, torch.float32)})
+        return held + like.predict_bytes({"shared_states": ((shared,), torch.float32)})
 
     @property
     def rollouts(self) -> int:
