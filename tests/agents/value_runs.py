@@ -30,7 +30,7 @@ def told_all(what: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def models_for(env: MultiAgentEnv, kind: str, rnn: str | None = None, **options: Any) -> dict[str, dict[str, Any]]:
     """Networks of 8 units; an agent's ``q`` and the team's ``mixer``."""
-    options = {"hidden": (8,), "rnn": rnn, "rnn_size": 5, "sequence_length": 4, **options}
+    options = {"hidden": (8,), "rnn": rnn, "rnn_size": 5, "sequence_length": 4, "agent_id": False, **options}
     return build_models(env, kind, **options)
 
 
