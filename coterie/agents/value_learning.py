@@ -242,7 +242,7 @@ class ValueLearner(OffPolicyAgent):
     def _learn_scales(
         self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]]
     ) -> None:
-        for group in self.groups:
+        for group in self._learning_groups():
             if group.state_preprocessor is not None:
                 leader = group.names[0]
                 group.state_preprocessor(rows[leader]["states"], train=True, mask=masks[leader]["active"])

@@ -12,10 +12,19 @@ from coterie.agents.config import ConfigError
 from coterie.preprocessors import RunningScale, RunningStandardScaler
 from coterie.schedulers import LinearSchedule
 from coterie.trainers import SequentialTrainer
-from tests.agents.test_evaluation_paths import AFTER, BEFORE, BETWEEN, RECORDED, Disturbance, act_again, evaluate
+from tests.agents.test_evaluation_paths import (
+    AFTER,
+    BEFORE,
+    BETWEEN,
+    RECORDED,
+    Disturbance,
+    act_again,
+    act_on_nonsense,
+    evaluate,
+    go_on_during_an_evaluation,
+)
 from tests.agents.test_evaluation_paths import evaluate_by_the_trainer as by_the_trainer
 from tests.agents.test_evaluation_paths import masks as some_masks
-from tests.agents.test_evaluation_paths import act_on_nonsense, go_on_during_an_evaluation
 from tests.agents.toys import Toy
 from tests.agents.value_runs import KINDS, MEMORIES, begun, everything, play, same, team
 
@@ -24,13 +33,13 @@ MORE = [(BEFORE, evaluate), (RECORDED, evaluate), (RECORDED, go_on_during_an_eva
 QUIET = {"headless": True, "disable_progressbar": True, "close_environment_at_exit": False}
 
 
-def trained(kind: str, memory: str, rnn: str | None, when: str = "", disturb: Disturbance = act_again) -> dict[str, Any]:
+def trained(
+    kind: str, memory: str, rnn: str | None, when: str = "", disturb: Disturbance = act_again
+) -> dict[str, Any]:
     """All that there is after a short training that is disturbed at each step."""
     torch.manual_seed(0)
     env = Toy(lengths=(3, 4, 5), masks=some_masks)
-    agent = begun(
-        env, kind, memory, rnn, state_preprocessor=RunningStandardScaler, reward_preprocessor=RunningScale
-    )
+    agent = begun(env, kind, memory, rnn, state_preprocessor=RunningStandardScaler, reward_preprocessor=RunningScale)
     states, infos = env.reset()
     shared = env.state()
     moments = (BEFORE, BETWEEN, RECORDED, AFTER)
@@ -157,9 +166,7 @@ def test_a_schedule_gives_probabilities(value: Any, by_agent: bool) -> None:
 
 
 def test_the_first_steps_are_random_for_whom_it_is_asked() -> None:
-    agent = begun(
-        Toy(), "iql", options={"shared": False}, exploration_epsilon=0.0, random_timesteps={"a": 10, "b": 0}
-    )
+    agent = begun(Toy(), "iql", options={"shared": False}, exploration_epsilon=0.0, random_timesteps={"a": 10, "b": 0})
     assert share_of_greedy(agent, 9) == {"a": pytest.approx(0.25, abs=0.03), "b": 1.0}
     assert share_of_greedy(agent, 10) == {"a": 1.0, "b": 1.0}
     agent.set_running_mode("eval")

@@ -157,7 +157,15 @@ def test_nothing_reaches_across_an_interruption(kind: str, memory: str, cfg: dic
     """
     env = Toy(lengths=(3, 5, 100))
     agent = begun(
-        env, kind, memory, rnn, batch_size=5, learning_rate=lambda t, n: 0.0, discount_factor=1.0, kept={"seed": 1}, **cfg
+        env,
+        kind,
+        memory,
+        rnn,
+        batch_size=5,
+        learning_rate=lambda t, n: 0.0,
+        discount_factor=1.0,
+        kept={"seed": 1},
+        **cfg,
     )
     worthless(agent)
     watch = Watch(agent)
@@ -321,7 +329,7 @@ def test_numbers_that_are_none_are_refused_before_anything_learns(kind: str, wha
     before = everything(agent)["modules"]
     agent.init()
     agent.set_running_mode("train")
-    with pytest.raises(ValueError, match="expected finite numbers, got (nan|inf) in element"):
+    with pytest.raises(ValueError, match=r"expected finite numbers, got (nan|inf) in element"):
         play(env, agent, 12, tell)
     modules = everything(agent)["modules"]
     assert not same(modules, before), "it learned until then"
@@ -346,7 +354,11 @@ def test_an_update_refuses_what_no_look_at_the_door_kept_out(what: str, monkeypa
 
     env = Toy(lengths=(100, 100, 100))
     agent = begun(env, "qmix", batch_size=6)
-    message = r"states of \['a', 'b'\] in the replay memory: expected finite" if what == "states" else r"the loss of .* is inf"
+    message = (
+        r"states of \['a', 'b'\] in the replay memory: expected finite"
+        if what == "states"
+        else r"the loss of .* is inf"
+    )
     with pytest.raises(ValueError, match=message):
         play(env, agent, 40, tell)
     assert bool(weights(agent).isfinite().all())
@@ -359,7 +371,7 @@ def test_an_update_refuses_what_no_look_at_the_door_kept_out(what: str, monkeypa
 @pytest.mark.parametrize("kind", KINDS)
 def test_metrics_are_written_and_finite(kind: str) -> None:
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     env = Toy(lengths=(3, 4, 5))
     experiment = {"directory": "runs", "experiment_name": kind, "write_interval": 10, "checkpoint_interval": 20}
