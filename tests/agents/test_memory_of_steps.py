@@ -241,7 +241,7 @@ def test_a_mixer_of_another_size_cannot_make_do_with_observations() -> None:
     env = Toy(lengths=(3, 4, 9), state=7, own_state=False)
     agent = begun(env, "qmix")
     with pytest.raises(
-        KeyError, match="Mixers were built for a state of 7 elements; all agents' observations.* have 6"
+        KeyError, match=r"Mixers were built for a state of 7 elements; all agents' observations.* have 6"
     ):
         play(env, agent, 3, state=False)
     assert len(agent._storage.memory) == 0
