@@ -167,7 +167,10 @@ class OffPolicyAgent(RecordingAgent):
                 allowed = allowed | ~active
             rows[names[0]] = {"states": observed}
             masks[names[0]] = {"active": active, "present": there, "action_masks": allowed}
-        shared = {} if last.moment.shared is None else {"shared_states": last.moment.shared}
+        shared = {}
+        if last.moment.shared is not None:
+            self._check_finite("the last shared states", last.moment.shared[envs].unsqueeze(1), ["team"])
+            shared = {SHARED: last.moment.shared}
         return self._storage.add_last(envs, rows, masks, shared)
 
     def _shared_row(self, infos: Mapping[str, Any], key: str) -> dict[str, Tensor]:

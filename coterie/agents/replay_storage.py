@@ -219,6 +219,11 @@ class Drawn:
         """A tensor of the team ``[R, B, ...]``."""
         return self._gather(what)
 
+    @property
+    def shared(self) -> Tensor | None:
+        """The shared state ``[R, B, F]``; None where none is stored."""
+        return self._gather(SHARED) if SHARED in self._memory.get_tensor_names() else None
+
     def ends(self) -> Tensor:
         """Where the episode ended, whichever way, or training was interrupted, bool ``[R, B, 1, 1]``."""
         return self.window.ends.unflatten(-1, (-1, 1, 1))
@@ -248,9 +253,7 @@ class Drawn:
             mask = self.mask("present", group)
             return None if mask is None else mask.flatten(0, 1)
 
-        shared = None
-        if SHARED in self._memory.get_tensor_names():
-            shared = self._gather(SHARED).flatten(0, 1)
+        shared = None if self.shared is None else self.shared.flatten(0, 1)
         return Moment(
             self._groups,
             self._order,

@@ -104,6 +104,12 @@ class ValueLearner(OffPolicyAgent):
                         "use a scheduler of torch's, or a schedule as learning_rate"
                     )
 
+    def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
+        super().init(trainer_cfg)
+        for leader, targets in self._targets.items():
+            if not self._steps_taken[leader]:
+                targets.follow(1.0)  # parameters may have been loaded into the models since they were copied
+
     def _optimizer_settings(self, uid: str) -> OptimizerSettings:
         value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
         return OptimizerSettings(
@@ -302,13 +308,14 @@ class ValueLearner(OffPolicyAgent):
 
     def _no_number(self, learner: Learner, drawn: Drawn, loss: float) -> ValueError:
         """What is wrong where a loss is no finite number."""
-        for group in self.groups:
-            for what in ("states", "rewards"):
-                if not bool(drawn.of(what, group).isfinite().all()):
-                    return ValueError(
-                        f"{what} of {list(group.names)} in the replay memory: expected finite numbers, got some that are not; "
-                        "nothing was learned from them"
-                    )
+        seen = {f"{what} of {list(g.names)}": drawn.of(what, g) for g in self.groups for what in ("states", "rewards")}
+        if drawn.shared is not None:
+            seen["shared states"] = drawn.shared
+        for what, numbers in seen.items():
+            if not bool(numbers.isfinite().all()):
+                return ValueError(
+                    f"{what} in the replay memory: expected finite numbers, got others; nothing was learned from them"
+                )
         return ValueError(
             f"the loss of {learner.names} is {loss}: expected a finite number; nothing was learned from it. Values may have "
             "grown without bound: try a lower learning_rate, a bound of grad_norm_clip, or smaller rewards"

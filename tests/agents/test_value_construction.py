@@ -79,6 +79,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "one kind and size",
     ),
+    "one memory for two": (
+        lambda: with_memories(**dict.fromkeys("ab", ReplayMemory(9, 3))),
+        ValueError,
+        "memories: 'a' and 'b' have one object in common; expected one for each agent",
+    ),
+    "memories of two weights": (
+        lambda: with_memories(a=PrioritizedMemory(9, 3), b=PrioritizedMemory(9, 3, beta=0.5)),
+        ValueError,
+        "one kind and size",
+    ),
     "a memory for one": (lambda: with_memories(a=ReplayMemory(9, 3)), ValueError, r"memories: .* missing \['b'\]"),
     "no memory": (with_memories, ValueError, r"memories: .* missing \['a', 'b'\]"),
     "a memory too small for its batch": (

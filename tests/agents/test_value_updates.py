@@ -86,6 +86,48 @@ def test_targets_follow_at_their_interval(kind: str) -> None:
     assert [k for k, apart in enumerate(behind, 1) if not apart] == [4, 8]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_loaded_into_models_before_training_is_where_targets_start(kind: str) -> None:
+    env = Toy()
+    agent = team(env, kind)
+    for parameter in agent.models["b"]["q"].parameters():
+        parameter.data.add_(1.0)
+    agent.init()
+    (targets,) = agent._targets.values()
+    assert torch.equal(targets._storage.data, agent.learners[0].storage.data)
+    agent.set_running_mode("train")
+    play(env, agent, 4)
+    behind = targets._storage.data.clone()
+    agent.init()
+    assert torch.equal(targets._storage.data, behind), "once there was an update, they go on from where they are"
+    assert not torch.equal(targets._storage.data, agent.learners[0].storage.data)
+
+
+@pytest.mark.parametrize("reward", ["individual", "mean", "sum"])
+def test_each_set_has_rewards_on_a_scale_of_its_own(reward: str) -> None:
+    """a earns -1 and 1 in turn, b 10 times as much: a standard deviation of 1 and 10, of their mean 5.5, of their sum 11."""
+    turn = lambda age: (2.0 * (age % 2) - 1).unsqueeze(1)  # noqa: E731
+    env = Toy(lengths=(100, 100, 100), earn=lambda age, actions: {"a": turn(age), "b": 10 * turn(age)})
+    agent = begun(env, "iql", options={"shared": False}, reward=reward, reward_preprocessor=RunningScale)
+    play(env, agent, 20)
+    stage = agent.learners[0].reward_preprocessor
+    scales = {"individual": [1.0, 10.0], "mean": [5.5, 5.5], "sum": [11.0, 11.0]}[reward]
+    found = [1 / float(stage(torch.ones(1, 2, 1))[0, i]) for i in range(2)]
+    assert found == pytest.approx(scales, rel=0.02)
+
+
+def test_a_memory_that_was_handed_over_sets_how_far_weights_correct() -> None:
+    env = Toy()
+    agent = begun(env, "vdn", "prioritized", kept={"alpha": 1.0})
+    play(env, agent, 6)
+    agent.memories["b"].beta = 0.0
+    assert agent._storage.memory.beta == 0.0
+    assert agent.memories["a"].beta == 0.0
+    assert agent._storage.draw(20, 1, 0).window.weights.unique().tolist() == [1.0]
+    agent.memories["a"].beta = 1.0
+    assert len(agent._storage.draw(20, 1, 0).window.weights.unique()) > 1
+
+
 def test_targets_may_go_a_part_of_the_way() -> None:
     env = Toy()
     agent = begun(env, "qmix", batch_size=3, target_update_interval=1, polyak=0.25)
@@ -300,9 +342,9 @@ def test_targets_are_without_noise_and_learn_nothing_by_themselves() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("what", ["states", "rewards", "final_states", "shaped rewards", "shared state"])
+@pytest.mark.parametrize("what", ["states", "rewards", "final_states", "shaped rewards", "shared", "last shared"])
 def test_numbers_that_are_none_are_refused_before_anything_learns(kind: str, what: str) -> None:
-    if what == "shared state" and kind != "qmix":
+    if what in ("shared", "last shared") and kind != "qmix":
         pytest.skip("it sees none")
 
     def tell(of: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -314,8 +356,9 @@ def test_numbers_that_are_none_are_refused_before_anything_learns(kind: str, wha
             elif what == "final_states":
                 final = arguments[6]["final_states"]
                 changed[6] = {**arguments[6], "final_states": {**final, "b": final["b"] + torch.inf}}
-            elif what == "shared state":
-                changed[6] = {**arguments[6], "shared_states": arguments[6]["shared_states"] * torch.nan}
+            elif what in ("shared", "last shared"):
+                key = "shared_states" if what == "shared" else "final_shared_states"
+                changed[6] = {**arguments[6], key: arguments[6][key] * torch.nan}
         return tuple(changed)
 
     def shaper(rewards: Tensor, timestep: int, timesteps: int) -> Tensor:
@@ -338,7 +381,7 @@ def test_numbers_that_are_none_are_refused_before_anything_learns(kind: str, wha
             assert bool(tensor.isfinite().all())
 
 
-@pytest.mark.parametrize("what", ["states", "loss"])
+@pytest.mark.parametrize("what", ["states", "shared states", "loss"])
 def test_an_update_refuses_what_no_look_at_the_door_kept_out(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, where looking at each step would wait for it."""
     monkeypatch.setattr(ValueLearner, "_check_finite", lambda *arguments: None)
@@ -346,19 +389,22 @@ def test_an_update_refuses_what_no_look_at_the_door_kept_out(what: str, monkeypa
     def tell(of: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         if of != "record" or arguments[7] != 6:
             return arguments
-        spoiled = [{**table, "a": table["a"] * torch.nan} for table in arguments[:1]]
+        states, actions, rewards, *rest, infos, timestep, timesteps = arguments
         if what == "states":
-            return (*spoiled, *arguments[1:])
-        huge = {uid: torch.full((3, 1), 1e30) for uid in "ab"}
-        return (*arguments[:2], huge, *arguments[3:])
+            states = {**states, "a": states["a"] * torch.nan}
+        elif what == "shared states":
+            infos = {**infos, "shared_states": infos["shared_states"] * torch.inf}
+        else:
+            rewards = {uid: torch.full((3, 1), 1e30) for uid in "ab"}
+        return (states, actions, rewards, *rest, infos, timestep, timesteps)
 
     env = Toy(lengths=(100, 100, 100))
     agent = begun(env, "qmix", batch_size=6)
-    message = (
-        r"states of \['a', 'b'\] in the replay memory: expected finite"
-        if what == "states"
-        else r"the loss of .* is inf"
-    )
+    message = {
+        "states": r"states of \['a', 'b'\] in the replay memory: expected finite",
+        "shared states": "shared states in the replay memory: expected finite",
+        "loss": r"the loss of \['a', 'b'\] is inf",
+    }[what]
     with pytest.raises(ValueError, match=message):
         play(env, agent, 40, tell)
     assert bool(weights(agent).isfinite().all())
