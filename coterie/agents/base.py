@@ -264,6 +264,14 @@ class MultiAgent(ABC):
         self.records.count_step(earned.squeeze(-1), ended.squeeze(-1))
 
     @property
+    def memory_bytes(self) -> int:
+        """Bytes that the steps kept to learn from take, or will take once :meth:`init` has made room for them.
+
+        Masks count once an environment has given some.
+        """
+        return 0
+
+    @property
     def recent_return(self) -> float | None:
         """Mean return of the team over the episodes that ended last, None before the first."""
         return self.records.recent_return

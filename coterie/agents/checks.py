@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from coterie.agents.config import ConfigError
 from coterie.memories.base import Memory
+from coterie.memories.prioritized import PrioritizedMemory
 from coterie.memories.replay import ReplayMemory
 from coterie.models.base import Model
 from coterie.models.mixins import QMixin, StochasticMixin
@@ -245,9 +246,17 @@ def check_replay_memories(memories: Mapping[str, Memory]) -> None:
     def settings(memory: Memory) -> dict[str, Any]:
         private = {"seed", "device", "memory_index", "filled"}
         shown = {name: value for name, value in vars(memory).items() if name[0] != "_" and name not in private}
-        return {"class": type(memory).__name__, **shown}
+        beta = {"beta": memory.beta} if isinstance(memory, PrioritizedMemory) else {}
+        return {"class": type(memory).__name__, **shown, **beta}
 
+    owners: dict[int, str] = {}
     (first, memory), *others = memories.items()
+    for uid, other in memories.items():
+        if owners.setdefault(id(other), uid) != uid:
+            raise ValueError(
+                f"memories: {owners[id(other)]!r} and {uid!r} have one object in common; expected one for each agent, since it "
+                "shows that agent's part"
+            )
     for uid, other in others:
         if settings(other) != settings(memory):
             raise ValueError(

@@ -91,13 +91,19 @@ def scheduled(key: Key) -> Key:
 
 
 def scheduled_value(
-    name: str, schedule: Callable[[int, int], float], timestep: int, timesteps: int, *, above: bool = False
+    name: str,
+    schedule: Callable[[int, int], float],
+    timestep: int,
+    timesteps: int,
+    *,
+    above: bool = False,
+    high: float = math.inf,
 ) -> float:
     """What a schedule gives for a time step.
 
-    :raises ConfigError: anything but a finite number of at least 0, or above it with ``above``
+    :raises ConfigError: anything but a finite number of at least 0, or above it with ``above``, and at most ``high``
     """
-    value, key = schedule(timestep, timesteps), number(0.0, above=above)
+    value, key = schedule(timestep, timesteps), number(0.0, high, above=above)
     if not key.valid(value):
         raise ConfigError(f"{name}: expected its schedule to give {key.expected}, got {value!r} at step {timestep}")
     return float(value)

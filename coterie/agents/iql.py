@@ -37,7 +37,7 @@ class IQL(ValueLearner):
     def _streams(self, learner: Learner, drawn: Drawn) -> list[Stream]:
         window = drawn.window
         rows = slice(window.learn_from, -1)
-        steps, ends = (mask[rows].unflatten(-1, (-1, 1, 1)) for mask in (window.steps, window.ends))
+        steps = window.steps[rows].unflatten(-1, (-1, 1, 1))
         rewards = self._rewards_of(learner, drawn)
         sizes = [group.size for group in learner.groups]
         rewards = rewards.expand(-1, -1, sum(sizes), -1)
@@ -45,7 +45,7 @@ class IQL(ValueLearner):
         for group, earned in zip(learner.groups, rewards.split(sizes, dim=2), strict=True):
             predicted, following = self._values(learner, group, drawn)
             terminated, truncated = drawn.of("terminated", group)[rows], drawn.of("truncated", group)[rows]
-            ended = terminated | truncated | ends
+            ended = terminated | truncated | drawn.ends()[rows]
             bootstraps = [bool(self.agent_cfg["time_limit_bootstrap"][uid]) for uid in group.names]
             if not all(bootstraps):
                 cuts_off = ~torch.tensor(bootstraps, device=self.device).view(-1, 1)

@@ -66,7 +66,7 @@ class MixedValues(ValueLearner):
         with torch.no_grad():
             following = mixed(following, first + 1, len(following), target=True)
         rows = slice(first, -1)
-        steps, ends = (mask[rows].unflatten(-1, (-1, 1, 1)) for mask in (window.steps, window.ends))
+        steps = window.steps[rows].unflatten(-1, (-1, 1, 1))
         anyone = None if acting is None else acting.any(dim=2, keepdim=True)
         return [
             Stream(
@@ -74,7 +74,7 @@ class MixedValues(ValueLearner):
                 following,
                 self._rewards_of(learner, drawn),
                 drawn.team("team_terminated")[rows],
-                drawn.team("team_ended")[rows] | ends,
+                drawn.ends()[rows],
                 steps if anyone is None else anyone[rows] & steps,
                 torch.ones_like(steps[0]) if anyone is None else anyone[-1],
                 float(self.agent_cfg["discount_factor"][leader]),

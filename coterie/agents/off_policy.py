@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from coterie.agent_tensors import AgentTensors
 from coterie.agents.checks import check_replay_memories
 from coterie.agents.groups import Learner
 from coterie.agents.recording import LastMoment, RecordingAgent, Transition
-from coterie.agents.replay_storage import ReplayStorage
+from coterie.agents.replay_storage import SHARED, ReplayStorage
 from coterie.memories.replay import ReplayMemory
 from coterie.spaces import flat_size
 
@@ -43,10 +44,66 @@ class OffPolicyAgent(RecordingAgent):
         if self._storage is not None:
             self._storage.memory.interrupt()  # episodes that were running are not taken up again
         elif self.memories is not None:
-            like = next(iter(self.memories.values()))
-            assert isinstance(like, ReplayMemory)
-            self._storage = ReplayStorage(like, self.groups, self.possible_agents, self.device)
-            self._show_storage()
+            self._create_storage()
+
+    def _create_storage(self) -> ReplayStorage:
+        self._storage = ReplayStorage(self._like, self.groups, self.possible_agents, self.device)
+        self._show_storage()
+        return self._storage
+
+    @property
+    def _like(self) -> ReplayMemory:
+        """One of the users' memories, which are all alike."""
+        like = next(iter((self.memories or {}).values()))
+        assert isinstance(like, ReplayMemory)
+        return like
+
+    @property
+    def memory_bytes(self) -> int:
+        if self.memories is None:
+            return 0
+        predicted = ReplayStorage.predict_bytes(self._like, self.groups, self._shared_size)
+        return predicted if self._storage is None else max(predicted, self._storage.memory.nbytes)
+
+    @property
+    def _shared_size(self) -> int:
+        """Size of the shared state that is stored, 0 where none is."""
+        return self._shared_width if self.uses_shared_states else 0
+
+    # ---- files -----------------------------------------------------------------------------------------------------------
+
+    def save_memory(self, path: str | os.PathLike[str]) -> None:
+        """Write the steps that are remembered to ``path``, whole or not at all; a checkpoint does not have them.
+
+        :raises RuntimeError: nothing is remembered, for lack of memories or of :meth:`init`
+        """
+        if self._storage is None:
+            raise RuntimeError("save_memory: there is nothing to save before init, and without memories")
+        self._storage.memory.save(path)
+
+    def load_memory(self, path: str | os.PathLike[str]) -> None:
+        """Read what :meth:`save_memory` wrote, all of it or nothing. What was remembered until now is forgotten.
+
+        The next step that is recorded follows on the newest one of the file, unless :meth:`init` comes in between, as
+        a trainer calls it: then the episodes that were running are left as they are.
+
+        :raises KeyError, ValueError: the file is that of another kind or size of memory, or of another team
+        :raises RuntimeError: this agent has no memories, or the file is damaged
+        """
+        if self.memories is None:
+            raise RuntimeError("load_memory: expected an agent with memories; this one acts only")
+        storage = self._storage or self._create_storage()
+        memory = storage.read(path)
+        names = memory.get_tensor_names()
+        if SHARED not in names:
+            self._settle_shared({})
+        held = memory.get_tensor_by_name(SHARED).shape[2] if SHARED in names else 0
+        if held != self._shared_size:
+            raise ValueError(
+                f"{os.fspath(path)!r}: expected a shared state of size {self._shared_size}, the file has one of size {held}"
+            )
+        storage.memory, self._struck = memory, None
+        self._show_storage()
 
     @property
     def _stores(self) -> bool:
@@ -68,9 +125,9 @@ class OffPolicyAgent(RecordingAgent):
                 struck = self._stack("struck", AgentTensors.single(self.possible_agents, self._struck), group.names)
                 seen = self._stack("states", step.states, group.names, group.observation_width)
                 row["states"] = torch.where(struck, seen, row["states"])
-                self._check_finite("states", row["states"], group.names)
+            for what in ("states", "rewards"):
+                self._check_finite(what, row[what], group.names)
             rows[group.names[0]], masks[group.names[0]] = row, shown
-        self._learn_scales(rows, masks)
         terminated = self._stack("terminated", step.terminated, self.possible_agents)
         ended = terminated | self._stack("truncated", step.truncated, self.possible_agents)
         over = ended.all(dim=1, keepdim=True)  # [E, 1, 1]
@@ -78,8 +135,9 @@ class OffPolicyAgent(RecordingAgent):
         cut = over & ~self._stack("terminated", step.terminated, self.learning_agents).all(dim=1, keepdim=True)
         if not self._bootstraps:
             cut = torch.zeros_like(cut)
-        team = {"team_terminated": over & ~cut, "team_ended": over, **self._shared_row(step.infos, "shared_states")}
+        team = {"team_terminated": over & ~cut, **self._shared_row(step.infos, "shared_states")}
         grown = self._storage.add(rows, masks, team)
+        self._learn_scales(rows, masks)
         last = self._last_moment(step) if self._bootstraps else None
         self._struck = None
         if last is not None:
@@ -105,13 +163,15 @@ class OffPolicyAgent(RecordingAgent):
             active = final.active(names)
             if there is not None:
                 active = there if active is None else there & active
+            allowed = final.actions(names, flat_size(group.action_space))
+            if allowed is not None and active is not None:  # what is said of others means nothing
+                allowed = allowed | ~active
             rows[names[0]] = {"states": observed}
-            masks[names[0]] = {
-                "active": active,
-                "present": there,
-                "action_masks": final.actions(names, flat_size(group.action_space)),
-            }
-        shared = {} if last.moment.shared is None else {"shared_states": last.moment.shared}
+            masks[names[0]] = {"active": active, "present": there, "action_masks": allowed}
+        shared = {}
+        if last.moment.shared is not None:
+            self._check_finite("the last shared states", last.moment.shared[envs].unsqueeze(1), ["team"])
+            shared = {SHARED: last.moment.shared}
         return self._storage.add_last(envs, rows, masks, shared)
 
     def _shared_row(self, infos: Mapping[str, Any], key: str) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium
+import torch
 from torch import Tensor
 
 from coterie.agents.checks import check_finite, check_memories
@@ -17,7 +18,7 @@ from coterie.agents.groups import CriticGroup, Group, Learner
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.recording import RecordingAgent, Transition
-from coterie.agents.rollout import Rollout, Successors, Truncation
+from coterie.agents.rollout import Rollout, Successors, Truncation, rollout_tensors
 from coterie.memories.base import Memory
 from coterie.spaces import flat_size
 
@@ -164,6 +165,19 @@ class OnPolicyAgent(RecordingAgent):
             shared["shared_states"] = self._shared.get_tensor_by_name("shared_states")
         for rollout in self._storage.values():
             rollout.show_in(self.memories, shared)
+
+    @property
+    def memory_bytes(self) -> int:
+        if not self.memories:
+            return 0
+        like = Memory(self.rollouts, next(iter(self.memories.values())).num_envs)
+        held = sum(rollout.memory.nbytes for rollout in self._storage.values())
+        if not self._storage:
+            held = sum(like.predict_bytes(rollout_tensors(group, self._log_prob_width(group))) for group in self.groups)
+        if self._shared is not None:
+            return held + self._shared.nbytes
+        shared = flat_size(self.shared_space()) if self.uses_shared_states else 0
+        return held + like.predict_bytes({"shared_states": ((shared,), torch.float32)})
 
     @property
     def rollouts(self) -> int:

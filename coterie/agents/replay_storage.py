@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import gymnasium
@@ -15,7 +16,7 @@ from coterie.memories.base import Memory, Size
 from coterie.memories.replay import ReplayMemory
 from coterie.memories.window import Window
 
-__all__ = ["Drawn", "ReplayStorage"]
+__all__ = ["SHARED", "Drawn", "ReplayStorage"]
 
 #: what is stored of each group, ``[T, E, A, n]``
 COLUMNS = ("states", "actions", "rewards", "terminated", "truncated")
@@ -23,12 +24,14 @@ COLUMNS = ("states", "actions", "rewards", "terminated", "truncated")
 #: masks ``[T, E, A, n]`` that are stored from the first step on that has them, and what they are before it
 MASKS = ("active", "present", "action_masks")
 
-#: of the whole team, bool ``[T, E, 1, 1]``: the episode is over and what comes behind it is worth nothing; it is over
-TEAM_FLAGS = ("team_terminated", "team_ended")
-
+#: of the whole team, bool ``[T, E, 1, 1]``: the episode is over and what comes behind it is worth nothing
+TERMINATED = "team_terminated"
 
 #: of the whole team ``[T, E, F]``, where its networks see it
 SHARED = "shared_states"
+
+#: size of a row, the dtype that it is used as, and the one that it is kept as, where that is another
+Spec = tuple[Size, torch.dtype, torch.dtype | None]
 
 #: by the first agent of a group and the name within it
 Rows = Mapping[str, Mapping[str, Tensor]]
@@ -38,6 +41,31 @@ RowMasks = Mapping[str, Mapping[str, Tensor | None]]
 def name_of(what: str, group: Group) -> str:
     """The name of a group's tensor."""
     return f"{what}/{group.names[0]}"
+
+
+def _specs(groups: Sequence[Group], narrow: torch.dtype | None, shared: int) -> dict[str, Spec]:
+    """All tensors but masks.
+
+    :param narrow: what observations are kept as; None: as they are
+    :param shared: size of the shared state, 0 where it is not stored
+    """
+    specs: dict[str, Spec] = {}
+    for group in groups:
+        agents = group.size
+        box = isinstance(group.action_space, gymnasium.spaces.Box)
+        columns: dict[str, tuple[int, torch.dtype, torch.dtype | None]] = {
+            "states": (group.observation_width, torch.float32, narrow),
+            "actions": (group.action_width, torch.float32 if box else torch.int64, None),
+            "rewards": (1, torch.float32, None),
+            "terminated": (1, torch.bool, None),
+            "truncated": (1, torch.bool, None),
+        }
+        for what, (width, dtype, stored) in columns.items():
+            specs[name_of(what, group)] = (agents, width), dtype, stored
+    specs[TERMINATED] = (1, 1), torch.bool, None
+    if shared:
+        specs[SHARED] = (shared,), torch.float32, narrow
+    return specs
 
 
 class ReplayStorage:
@@ -52,25 +80,36 @@ class ReplayStorage:
     def __init__(self, like: ReplayMemory, groups: Sequence[Group], order: Sequence[str], device: torch.device) -> None:
         self.memory = like.empty_copy(device)
         self._groups, self._order = list(groups), list(order)
-        for name, (size, dtype, stored) in self._specs().items():
+        for name, (size, dtype, stored) in _specs(groups, like.observation_dtype, 0).items():
             self.memory.create_tensor(name, size, dtype, stored)
 
-    def _specs(self) -> dict[str, tuple[Size, torch.dtype, torch.dtype | None]]:
-        narrow = self.memory.observation_dtype
-        specs: dict[str, tuple[Size, torch.dtype, torch.dtype | None]] = {}
-        for group in self._groups:
-            agents = group.size
-            box = isinstance(group.action_space, gymnasium.spaces.Box)
-            columns: dict[str, tuple[int, torch.dtype, torch.dtype | None]] = {
-                "states": (group.observation_width, torch.float32, narrow),
-                "actions": (group.action_width, torch.float32 if box else torch.int64, None),
-                "rewards": (1, torch.float32, None),
-                "terminated": (1, torch.bool, None),
-                "truncated": (1, torch.bool, None),
-            }
-            for what, (width, dtype, stored) in columns.items():
-                specs[name_of(what, group)] = (agents, width), dtype, stored
-        return {**specs, **dict.fromkeys(TEAM_FLAGS, ((1, 1), torch.bool, None))}
+    @staticmethod
+    def predict_bytes(like: ReplayMemory, groups: Sequence[Group], shared: int) -> int:
+        """Bytes of a team's memory of the kind and size of ``like``, without masks.
+
+        :param shared: size of the shared state, 0 where it is not stored
+        """
+        specs = _specs(groups, like.observation_dtype, shared)
+        return like.predict_bytes({name: (size, stored or dtype) for name, (size, dtype, stored) in specs.items()})
+
+    def read(self, path: str | os.PathLike[str]) -> ReplayMemory:
+        """A memory of the same kind and size with what ``memory.save`` wrote; whether a state was shared is left open.
+
+        :raises ValueError: the file is that of another kind or size of memory, or of another team
+        """
+        memory = self.memory.empty_copy()
+        memory.load(path)
+        specs = _specs(self._groups, memory.observation_dtype, 0)
+        masks = {name_of(what, group) for group in self._groups for what in MASKS}
+        held = set(memory.get_tensor_names())
+        missing, unknown = sorted(set(specs) - held), sorted(held - set(specs) - masks - {SHARED})
+        if missing or unknown:
+            raise ValueError(
+                f"{os.fspath(path)!r} holds the steps of another team: missing {missing}, unknown here {unknown}"
+            )
+        for name, (size, dtype, stored) in specs.items():
+            memory.create_tensor(name, size, dtype, stored)  # refuses another size or dtype than that of the file
+        return memory
 
     # ---- writing ---------------------------------------------------------------------------------------------------------
 
@@ -128,7 +167,7 @@ class ReplayStorage:
 
     def show_in(self, memories: Mapping[str, Memory]) -> None:
         """Make each agent's memory show its part of the storage, and what all agents share."""
-        common = (name for name in (*TEAM_FLAGS, SHARED) if name in self.memory.get_tensor_names())
+        common = (name for name in (TERMINATED, SHARED) if name in self.memory.get_tensor_names())
         shared = {name: self.memory.get_tensor_by_name(name) for name in common}
         dtypes = {name: self.memory.dtype_of(name) for name in shared}
         for group in self._groups:
@@ -180,6 +219,15 @@ class Drawn:
         """A tensor of the team ``[R, B, ...]``."""
         return self._gather(what)
 
+    @property
+    def shared(self) -> Tensor | None:
+        """The shared state ``[R, B, F]``; None where none is stored."""
+        return self._gather(SHARED) if SHARED in self._memory.get_tensor_names() else None
+
+    def ends(self) -> Tensor:
+        """Where the episode ended, whichever way, or training was interrupted, bool ``[R, B, 1, 1]``."""
+        return self.window.ends.unflatten(-1, (-1, 1, 1))
+
     def moment(self) -> Moment:
         """What could be seen at all rows, ``[R * B, ...]``."""
 
@@ -187,9 +235,7 @@ class Drawn:
             mask = self.mask("present", group)
             return None if mask is None else mask.flatten(0, 1)
 
-        shared = None
-        if SHARED in self._memory.get_tensor_names():
-            shared = self._gather(SHARED).flatten(0, 1)
+        shared = None if self.shared is None else self.shared.flatten(0, 1)
         return Moment(
             self._groups,
             self._order,

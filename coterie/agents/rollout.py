@@ -13,9 +13,19 @@ from torch import Tensor
 
 from coterie.agents.group_networks import CriticInput, Recall, select_rows
 from coterie.agents.groups import Group
-from coterie.memories.base import Memory
+from coterie.memories.base import Memory, Size
 
-__all__ = ["Batch", "CriticBatch", "Rollout", "Successors", "Truncation", "as_sequences", "joined_mask", "minibatches"]
+__all__ = [
+    "Batch",
+    "CriticBatch",
+    "Rollout",
+    "Successors",
+    "Truncation",
+    "as_sequences",
+    "joined_mask",
+    "minibatches",
+    "rollout_tensors",
+]
 
 SomeSequences = TypeVar("SomeSequences", bound="_Sequences")
 
@@ -143,6 +153,22 @@ class Successors:
     truncations: list[Truncation] = field(default_factory=list)
 
 
+def rollout_tensors(group: Group, log_prob_width: int) -> dict[str, tuple[Size, torch.dtype]]:
+    """Size of a row and dtype of all tensors of a group but masks.
+
+    :param log_prob_width: number of log-probabilities of an action
+    """
+    actions = torch.float32 if isinstance(group.action_space, gymnasium.spaces.Box) else torch.int64
+    columns = {
+        "states": (group.observation_width, torch.float32),
+        "actions": (group.action_width, actions),
+        "log_prob": (log_prob_width, torch.float32),
+        **dict.fromkeys(("terminated", "truncated"), (1, torch.bool)),
+        **dict.fromkeys(("rewards", "values", "returns", "advantages"), (1, torch.float32)),
+    }
+    return {name: ((group.size, width), dtype) for name, (width, dtype) in columns.items()}
+
+
 class Rollout:
     """Storage ``[T, E, A, ...]`` of one group.
 
@@ -160,15 +186,8 @@ class Rollout:
         self.names = group.names
         self.length = min(length, rows)
         self.memory = Memory(rows, num_envs, device)
-        agents = group.size
-        actions = torch.float32 if isinstance(group.action_space, gymnasium.spaces.Box) else torch.int64
-        self.memory.create_tensor("states", (agents, group.observation_width))
-        self.memory.create_tensor("actions", (agents, group.action_width), actions)
-        self.memory.create_tensor("log_prob", (agents, log_prob_width))
-        for name in ("terminated", "truncated"):
-            self.memory.create_tensor(name, (agents, 1), torch.bool)
-        for name in ("rewards", "values", "returns", "advantages"):
-            self.memory.create_tensor(name, (agents, 1))
+        for name, (size, dtype) in rollout_tensors(group, log_prob_width).items():
+            self.memory.create_tensor(name, size, dtype)
         self._policy_states: list[Tensor] = []  # [E, A, W] at the start of each chunk
         #: who acts on the states after the last row, bool [E, A, 1]; None for everyone
         self.active_next: Tensor | None = None

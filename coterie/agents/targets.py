@@ -37,6 +37,10 @@ class TargetNetworks:
     ) -> None:
         self._storage, self._online = twin.storage, learner.storage
         self.models = {uid: models[uid] for uid in twin.names}
+        for model in self.modules().values():
+            model.set_mode(
+                "eval"
+            )  # targets have no noise of dropout, and normalise as the learned networks do in acting
         self.networks = {group.names: GroupNetworks(group, device, mixed_precision) for group in twin.groups}
         pairs = {
             id(copied): (copied, original)

@@ -13,6 +13,7 @@ Double Q-learning: van Hasselt et al. 2016, arXiv 1509.06461.
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,12 @@ class ValueLearner(OffPolicyAgent):
                         "use a scheduler of torch's, or a schedule as learning_rate"
                     )
 
+    def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
+        super().init(trainer_cfg)
+        for leader, targets in self._targets.items():
+            if not self._steps_taken[leader]:
+                targets.follow(1.0)  # parameters may have been loaded into the models since they were copied
+
     def _optimizer_settings(self, uid: str) -> OptimizerSettings:
         value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
         return OptimizerSettings(
@@ -130,6 +137,23 @@ class ValueLearner(OffPolicyAgent):
             )
         if cfg["burn_in"] and self._draws_episodes:
             raise ConfigError(f"burn_in {cfg['burn_in']}: episodes are drawn from their first step on; leave it at 0")
+        self._check_room_for(cfg["batch_size"], *self._window_size(learner))
+
+    def _check_room_for(self, batch_size: int, length: int, burn_in: int) -> None:
+        """Refuse a batch that the memory could never give: nothing would ever be learned.
+
+        :raises ConfigError: see above
+        """
+        memory = next(iter((self.memories or {}).values()))
+        rows = 1 if self._draws_episodes else burn_in + length + 1
+        most = max(memory.memory_size - rows + 1, 0) * memory.num_envs
+        if batch_size > most:
+            what = "episodes" if self._draws_episodes else f"windows of {rows} rows"
+            raise ConfigError(
+                f"batch_size {batch_size}: a memory of {memory.memory_size} rows for each of {memory.num_envs} environments "
+                f"holds at most {most} {what}, so that nothing would ever be learned; expected a larger memory_size, or a "
+                "smaller batch_size"
+            )
 
     def _settings_of(self, learner: Learner) -> dict[str, Any]:
         """The values of keys that a learner's agents agree on."""
@@ -178,10 +202,14 @@ class ValueLearner(OffPolicyAgent):
     def epsilon(self, group: Group, timestep: int, timesteps: int) -> float | Tensor:
         """Probability of an action at random: a number, or one for each agent ``[A, 1]``."""
         key = "exploration_epsilon"
-        value = self.cfg[key]
-        if isinstance(value, Mapping):
-            return self.config_values(group, key, timestep=timestep, timesteps=timesteps)
-        return scheduled_value(key, value, timestep, timesteps) if callable(value) else float(value)
+        given = self.cfg[key]
+        each = [
+            scheduled_value(key, value, timestep, timesteps, high=1.0) if callable(value) else float(value)
+            for value in ([given[uid] for uid in group.names] if isinstance(given, Mapping) else [given])
+        ]
+        if len(set(each)) == 1:
+            return each[0]
+        return torch.tensor(each, device=self.device).unsqueeze(1)
 
     # ---- rewards ---------------------------------------------------------------------------------------------------------
 
@@ -255,9 +283,12 @@ class ValueLearner(OffPolicyAgent):
         streams = self._streams(learner, drawn)
         outcomes = [self._outcome(stream, cfg) for stream in streams]
         loss, counts = self._loss(learner, streams, outcomes, drawn.window.weights)
-        taking_part = [count > 0 for count in counts.tolist()]
+        *amounts, total = torch.cat([counts, loss.detach().unsqueeze(0)]).tolist()  # one wait for the device
+        taking_part = [amount > 0 for amount in amounts]
         if not any(taking_part):
             return
+        if not math.isfinite(total):
+            raise self._no_number(learner, drawn, total)
         learner.optimizers.begin_update(timestep, timesteps, taking_part)
         norms = learner.optimizers.step(loss)
         learner.optimizers.end_epoch(counts)  # steps the schedulers, which none that reads a divergence is among
@@ -268,6 +299,21 @@ class ValueLearner(OffPolicyAgent):
             self._targets[leader].follow(cfg["polyak"])
         if self.records.tracker.enabled:
             self._track(learner, streams, outcomes, loss, norms, (timestep, timesteps))
+
+    def _no_number(self, learner: Learner, drawn: Drawn, loss: float) -> ValueError:
+        """What is wrong where a loss is no finite number."""
+        seen = {f"{what} of {list(g.names)}": drawn.of(what, g) for g in self.groups for what in ("states", "rewards")}
+        if drawn.shared is not None:
+            seen["shared states"] = drawn.shared
+        for what, numbers in seen.items():
+            if not bool(numbers.isfinite().all()):
+                return ValueError(
+                    f"{what} in the replay memory: expected finite numbers, got others; nothing was learned from them"
+                )
+        return ValueError(
+            f"the loss of {learner.names} is {loss}: expected a finite number; nothing was learned from it. Values may have "
+            "grown without bound: try a lower learning_rate, a bound of grad_norm_clip, or smaller rewards"
+        )
 
     @abstractmethod
     def _streams(self, learner: Learner, drawn: Drawn) -> list[Stream]:

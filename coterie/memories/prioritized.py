@@ -54,8 +54,20 @@ class PrioritizedMemory(ReplayMemory):
             raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha!r}")
         if not 0 < eps < math.inf:
             raise ValueError(f"eps: expected a number above 0, got {eps!r}")
-        self.alpha, self.beta, self.eps = alpha, beta, eps
+        self.alpha, self._beta, self.eps = alpha, beta, eps
         self._own_priorities: Priorities | None = None
+
+    @property
+    def beta(self) -> float:
+        """How far weights make up for the bias of draws; that of the memory whose rows are shown, where they are another's."""
+        return self._beta if self._parent is None else self._holder.beta
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        if self._parent is None:
+            self._beta = value
+        else:
+            self._holder.beta = value
 
     # ---- tensors ---------------------------------------------------------------------------------------------------------
 

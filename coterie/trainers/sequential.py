@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import math
+import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -116,7 +117,13 @@ class SequentialTrainer:
                     _close_at_exit(opened)
 
     def train(self) -> None:
-        """Train for ``cfg["timesteps"]`` steps of the vectorised environment."""
+        """Train for ``cfg["timesteps"]`` steps of the vectorised environment.
+
+        Beside the progress bar, the size of the steps that are kept to learn from is shown, before they take room.
+        """
+        size = self.agents.memory_bytes
+        if size and not self.cfg["disable_progressbar"]:
+            tqdm.write(f"memory of steps: {size / 2**20:,.2f} MiB on {self.agents.device}", file=sys.stderr)
         self.agents.init(self.cfg)
         self.agents.set_running_mode("train")
         for step in self._loop(self.env, self.timesteps, training=True):
