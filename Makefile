@@ -5,7 +5,7 @@ PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 PIP_INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PACKAGE_FILES := setup.cfg pyproject.toml constraints.txt
-BENCHMARKS := env_stepping gae bfloat16 learner agents throughput
+BENCHMARKS := env_stepping gae bfloat16 learner value_learner agents throughput
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

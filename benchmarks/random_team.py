@@ -9,14 +9,21 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
-from coterie.agents import IPPO, MAPPO
+from coterie.agents import IPPO, IQL, MAPPO, QMIX, VDN
 from coterie.agents.ppo import MultiAgentPPO
-from coterie.memories import RandomMemory
+from coterie.agents.recording import RecordingAgent
+from coterie.agents.value_learning import ValueLearner
+from coterie.memories import RandomMemory, ReplayMemory
 from coterie.models import build_models
 
 ALGORITHMS: dict[str, type[MultiAgentPPO]] = {"mappo": MAPPO, "ippo": IPPO}
+VALUE_ALGORITHMS: dict[str, type[ValueLearner]] = {"qmix": QMIX, "vdn": VDN, "iql": IQL}
+
+#: agents that write nothing to disk
+QUIET = {"write_interval": 0, "checkpoint_interval": 0}
 
 
 def box(width: int) -> spaces.Box:
@@ -47,7 +54,6 @@ class RandomTeam:
         """A team of two-layer perceptrons (without agent ids) that records nothing but rollouts."""
         models = build_models(self, algorithm, shared=shared, hidden=(hidden, hidden), agent_id=False)
         memories = {uid: RandomMemory(rollouts, self.num_envs, self.device) for uid in self.possible_agents}
-        quiet = {"write_interval": 0, "checkpoint_interval": 0}
         team = ALGORITHMS[algorithm](
             self.possible_agents,
             models,
@@ -55,7 +61,35 @@ class RandomTeam:
             self.observation_spaces,
             self.action_spaces,
             self.device,
-            {"rollouts": rollouts, "experiment": quiet, **cfg},
+            {"rollouts": rollouts, "experiment": QUIET, **cfg},
+            self.shared_observation_spaces,
+        )
+        team.init()
+        team.set_running_mode("train")
+        return team
+
+    def value_team(
+        self,
+        algorithm: str,
+        memory: type[ReplayMemory],
+        rows: int,
+        *,
+        shared: bool = True,
+        hidden: tuple[int, ...] = (64, 64),
+        rnn: str | None = None,
+        **cfg: Any,
+    ) -> ValueLearner:
+        """A team that learns action values from memories of ``rows`` rows (without agent ids)."""
+        models = build_models(self, algorithm, shared=shared, hidden=hidden, rnn=rnn, rnn_size=64, agent_id=False)
+        memories = {uid: memory(rows, self.num_envs, self.device) for uid in self.possible_agents}
+        team = VALUE_ALGORITHMS[algorithm](
+            self.possible_agents,
+            models,
+            memories,
+            self.observation_spaces,
+            self.action_spaces,
+            self.device,
+            {"experiment": QUIET, **cfg},
             self.shared_observation_spaces,
         )
         team.init()
@@ -66,18 +100,26 @@ class RandomTeam:
         """Random observations of one moment."""
         return AgentTensors.single(self.possible_agents, torch.randn(self.num_envs, self.agents, self.observation))
 
-    def fill(self, team: MultiAgentPPO, steps: int) -> None:
-        """Let ``team`` act and record ``steps`` transitions, without updates."""
+    def fill(self, team: RecordingAgent, steps: int, ends: Tensor | None = None, deaths: Tensor | None = None) -> None:
+        """Let ``team`` act and record ``steps`` transitions, without updates.
+
+        :param ends: bool ``[steps, E]``, where episodes end; all of them every ``episode`` steps by default
+        :param deaths: bool ``[steps, E]``, which of these ends are terminations; none by default
+        """
         states, shared = self.observations(), torch.randn(self.num_envs, self.state)
-        flags = torch.zeros(self.num_envs, self.agents, 1, dtype=torch.bool)
+        nowhere = torch.zeros(steps, self.num_envs, dtype=torch.bool)
+        if ends is None:
+            ends = nowhere | (torch.arange(1, steps + 1) % self.episode == 0).unsqueeze(1)
+        deaths = nowhere if deaths is None else ends & deaths
+        shape = self.num_envs, self.agents, 1
         for t in range(steps):
             actions, _, _ = team.act(states, t, steps)
             following, shared_next = self.observations(), torch.randn(self.num_envs, self.state)
-            rewards = torch.randn(self.num_envs, self.agents, 1)
+            rewards = torch.randn(shape)
             infos: dict[str, Any] = {"shared_states": shared, "shared_next_states": shared_next}
-            ended = (t + 1) % self.episode == 0
-            if ended:
+            if bool(ends[t].any()):
                 infos.update(final_states=self.observations(), final_shared_states=torch.randn_like(shared))
-            columns = [AgentTensors.single(self.possible_agents, x) for x in (rewards, flags, flags | ended)]
+            flags = [flag[t].view(-1, 1, 1).expand(shape) for flag in (deaths, ends & ~deaths)]
+            columns = [AgentTensors.single(self.possible_agents, x) for x in (rewards, *flags)]
             team.record_transition(states, actions, columns[0], following, columns[1], columns[2], infos, t, steps)
             states, shared = following, shared_next

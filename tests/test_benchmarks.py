@@ -17,6 +17,7 @@ ARGUMENTS = {
     "learner.py": ["--quick"],
     "learning.py": ["--list"],
     "throughput.py": ["--quick", "--only", "built-in"],
+    "value_learner.py": ["--quick"],
 }
 #: what others import, and what draws
 PARTS = {"plot_curves.py", "random_team.py"}

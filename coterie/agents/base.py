@@ -291,9 +291,9 @@ class MultiAgent(ABC):
 
     def set_mode(self, mode: str) -> None:
         """Switch every model to ``"train"`` or ``"eval"``."""
-        for roles in self.models.values():
-            for model in roles.values():
-                model.set_mode(mode)
+        # those that agents have in common once: each has all of its layers told
+        for model in {model: None for roles in self.models.values() for model in roles.values()}:
+            model.set_mode(mode)
 
     def set_running_mode(self, mode: str) -> None:
         """Tell whether the agent is in training (``"train"``) or merely acts (``"eval"``)."""

@@ -198,6 +198,7 @@ class OffPolicyAgent(RecordingAgent):
         due = [learner for learner in self.learners if self.learns(learner) and self._is_due(learner, timestep)]
         if not due:
             return
+        self.set_mode("train")
         try:
             for learner in due:
                 for _ in range(self.agent_cfg["gradient_steps"][learner.names[0]]):
@@ -207,11 +208,11 @@ class OffPolicyAgent(RecordingAgent):
 
     def _is_due(self, learner: Learner, timestep: int) -> bool:
         leader = learner.names[0]
-        cfg = {key: values[leader] for key, values in self.agent_cfg.items()}
-        if timestep < cfg["learning_starts"] or (timestep + 1) % cfg["update_interval"]:
+        cfg = self.agent_cfg
+        if timestep < cfg["learning_starts"][leader] or (timestep + 1) % cfg["update_interval"][leader]:
             return False
         assert self._storage is not None
-        return self._storage.memory.ready(cfg["batch_size"], *self._window_size(learner))
+        return self._storage.memory.ready(cfg["batch_size"][leader], *self._window_size(learner))
 
     @abstractmethod
     def _window_size(self, learner: Learner) -> tuple[int, int]:

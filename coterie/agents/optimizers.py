@@ -95,7 +95,7 @@ class SetOptimizers:
         self._limits = torch.tensor(limits, device=storage.data.device).unsqueeze(1)
         self._clips = any(math.isfinite(limit) for limit in limits)
         self._active = [True] * len(settings)
-        self._batches: list[_AdamBatch] = []
+        self._batches: list[_AdamBatch] | None = None  # gathered for the next step, from what holds by then
 
     def _adam(self, s: int, setting: OptimizerSettings) -> torch.optim.Adam:
         groups = []
@@ -137,7 +137,7 @@ class SetOptimizers:
                     group["lr"] = scheduled_value("learning_rate", rate, timestep, timesteps)
         self._storage.link()
         self._active = [True] * len(self._settings) if taking_part is None else list(taking_part)
-        self._batches = self._gather()
+        self._batches = None
 
     def _gather(self) -> list[_AdamBatch]:
         batches: dict[tuple[Any, ...], _AdamBatch] = {}
@@ -169,6 +169,8 @@ class SetOptimizers:
             scale = (self._limits / (clipped + 1e-6)).clamp_max(1.0)
             for i, part in enumerate(self._parts):
                 grad[:, part].mul_(scale[:, i : i + 1])
+        if self._batches is None:
+            self._batches = self._gather()
         for batch in self._batches:
             batch.step()
         return norms
@@ -192,8 +194,8 @@ class SetOptimizers:
                 scheduler.step()
             if setting.kl_threshold > 0 and divergence > setting.kl_threshold:
                 self._active[s] = False
-        self._batches = self._gather()
-        return bool(self._batches)
+        self._batches = None
+        return any(self._active)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """State of each set's optimizer and scheduler."""

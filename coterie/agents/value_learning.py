@@ -271,15 +271,14 @@ class ValueLearner(OffPolicyAgent):
     # ---- the update ------------------------------------------------------------------------------------------------------
 
     def _window_size(self, learner: Learner) -> tuple[int, int]:
-        cfg = self._settings_of(learner)
-        return (learner.sequence_length if learner.sequence_length > 1 else cfg["n_step"]), cfg["burn_in"]
+        leader, length = learner.names[0], learner.sequence_length
+        return (length if length > 1 else self.agent_cfg["n_step"][leader]), self.agent_cfg["burn_in"][leader]
 
     def _learn(self, learner: Learner, timestep: int, timesteps: int) -> None:
         assert learner.optimizers is not None
         assert self._storage is not None
         cfg, leader, memory = self._settings_of(learner), learner.names[0], self._storage.memory
         drawn = self._storage.draw(cfg["batch_size"], *self._window_size(learner))
-        self.set_mode("train")
         streams = self._streams(learner, drawn)
         outcomes = [self._outcome(stream, cfg) for stream in streams]
         loss, counts = self._loss(learner, streams, outcomes, drawn.window.weights)

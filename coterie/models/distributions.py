@@ -306,14 +306,19 @@ class EpsilonGreedy(Distribution):
     def probabilities(self) -> Tensor:
         """Probability of each action ``[..., n]``."""
         greedy = self._q.new_zeros(self._q.shape).scatter_(-1, self.mode(), 1.0)
-        if self._masks is None:
-            each: float | Tensor = self._epsilon / greedy.shape[-1]
-        else:
-            each = self._masks * (self._epsilon / self._masks.sum(dim=-1, keepdim=True).to(greedy.dtype))
-        return (1.0 - self._epsilon) * greedy + each
+        return self._probability(greedy, self._masks)
 
     def log_prob(self, latent: Tensor) -> Tensor:
-        return self.probabilities.gather(-1, latent).log()
+        allowed = None if self._masks is None else self._masks.gather(-1, latent)
+        return self._probability((latent == self.mode()).to(self._q.dtype), allowed).log()
+
+    def _probability(self, greedy: Tensor, allowed: Tensor | None) -> Tensor:
+        """Of actions, from whether they are the greedy one, and allowed."""
+        if self._masks is None or allowed is None:
+            each: float | Tensor = self._epsilon / self._q.shape[-1]
+        else:
+            each = allowed * (self._epsilon / self._masks.sum(dim=-1, keepdim=True).to(self._q.dtype))
+        return (1.0 - self._epsilon) * greedy + each
 
     def entropy(self) -> Tensor:
         return torch.special.entr(self.probabilities).sum(dim=-1, keepdim=True)

@@ -57,13 +57,15 @@ class FlatParameters:
 
         Needed after something replaced a parameter's memory (``module.to(...)``) or dropped its gradient.
         """
+        data, grad, size = self.data.data_ptr(), self.grad.data_ptr(), self.data.element_size()
         for s, row in enumerate(self._rows):
             for p, part in zip(row, self._slices, strict=True):
-                view = self.data[s, part]
-                if p.data_ptr() != view.data_ptr():
+                behind = self._offsets[id(p)] * size
+                if p.data_ptr() != data + behind:
+                    view = self.data[s, part]
                     view.copy_(p.flatten())
                     p.data = view.view(p.shape)
-                if p.grad is None or p.grad.data_ptr() != self.grad[s, part].data_ptr():
+                if p.grad is None or p.grad.data_ptr() != grad + behind:
                     p.grad = self.grad[s, part].view(p.shape)
 
     def width_of(self, modules: Sequence[nn.Module]) -> int:
