@@ -116,7 +116,16 @@ class SequentialTrainer:
                     _close_at_exit(opened)
 
     def train(self) -> None:
-        """Train for ``cfg["timesteps"]`` steps of the vectorised environment."""
+        """Train for ``cfg["timesteps"]`` steps of the vectorised environment.
+
+        :raises ValueError: there are agents to train, and no memories to learn from
+        """
+        if self.agents.memories is None and self.agents.learning_agents:
+            raise ValueError(
+                f"train: expected memories for {self.agents.learning_agents} to learn from, the team was built with "
+                "memories=None; pass some to the agent, set cfg['trainable'] to False for a team that does not learn, or call "
+                "eval() to play only"
+            )
         self.agents.init(self.cfg)
         self.agents.set_running_mode("train")
         for step in self._loop(self.env, self.timesteps, training=True):

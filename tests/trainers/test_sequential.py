@@ -266,6 +266,22 @@ def test_environment_and_agents_must_fit() -> None:
         SequentialTrainer(env, agent)
 
 
+def test_training_without_memories_is_refused() -> None:
+    env = CountingEnv()
+    models = build_models(env, "mappo", hidden=(8,))
+    agent = MAPPO(AGENTS, models, cfg={"experiment": {"write_interval": 0, "checkpoint_interval": 0}})
+    trainer = SequentialTrainer(env, agent, cfg=quiet())
+    with pytest.raises(ValueError, match=r"expected memories for \['a', 'b'\].*memories=None.*trainable.*eval\(\)"):
+        trainer.train()
+    assert trainer.eval(episodes=2)["episodes"] == 2  # to play is fine
+    # a team in which nobody learns needs none
+    models = build_models(env, "mappo", hidden=(8,))
+    idle = MAPPO(
+        AGENTS, models, cfg={"trainable": False, "experiment": {"write_interval": 0, "checkpoint_interval": 0}}
+    )
+    SequentialTrainer(env, idle, cfg=quiet()).train()
+
+
 def test_training_again_does_not_follow_on_a_rollout_that_was_not_completed() -> None:
     env = CountingEnv((100, 100))
     agent = team(env, rollouts=4)
