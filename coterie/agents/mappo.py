@@ -10,7 +10,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from coterie.agents.config import Config, ConfigError, Key, callable_or_none, keyword_arguments, one_of
+from coterie.agents.config import Config, ConfigError, Key, keyword_arguments, normaliser, one_of
 from coterie.agents.groups import CriticGroup, Group, Learner
 from coterie.agents.masks import blank
 from coterie.agents.moments import Moment
@@ -48,7 +48,7 @@ class MAPPO(MultiAgentPPO):
     KEYS: ClassVar[Mapping[str, Key]] = {
         **PPO_KEYS,
         "critic_input": one_of(*CRITIC_INPUTS, per_agent=False),
-        "shared_state_preprocessor": callable_or_none("a class of normalisers"),
+        "shared_state_preprocessor": normaliser(),
         "shared_state_preprocessor_kwargs": keyword_arguments(),
     }
     COMMON_KEYS: ClassVar[tuple[str, ...]] = (*MultiAgentPPO.COMMON_KEYS, "shared_state_preprocessor")
