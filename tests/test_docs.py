@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from coterie.envs.registry import ENVIRONMENTS, options
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -18,6 +20,27 @@ def test_the_configuration_page_is_generated_from_the_defaults() -> None:
     spec.loader.exec_module(module)
     written = (ROOT / "docs" / "configuration.md").read_text()
     assert written == module.page(), "run: .venv/bin/python docs/generate_configuration.py"
+
+
+def test_the_page_of_environments_has_every_task_with_every_option_and_its_default() -> None:
+    page = (ROOT / "docs" / "environments.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+/\w+)` \|.*\| ([^|]*) \|$", page, re.MULTILINE))
+    assert rows == {
+        name: ", ".join(f"`{option}={default!r}`" for option, default in options(name).items()) for name in ENVIRONMENTS
+    }
+    explained = {
+        word for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE) for word in row.split(", ")
+    }
+    assert explained == {f"`{option}`" for name in ENVIRONMENTS for option in options(name)}
+
+
+def test_the_start_page_shows_the_first_script_of_the_readme() -> None:
+    (shown,) = re.findall(r'^--8<-- "README.md:(\w+)"$', (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    part = readme[readme.index(f"[start:{shown}] -->") : readme.index(f"<!-- --8<-- [end:{shown}]")]
+    assert "pip install ." in part
+    assert "trainer.train()" in part
+    assert not re.findall(r"\]\((?!http)", part)  # what it links to would stand elsewhere on the site
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
