@@ -34,7 +34,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--directory", default="runs")
     parser.add_argument("--name", default="", help="name of the run's folder; its time by default")
     parser.add_argument("--device", default="cpu")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.timesteps < 1:
+        parser.error(f"--timesteps: expected at least 1, got {args.timesteps}")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> float:
@@ -99,7 +102,7 @@ def main(arguments: list[str] | None = None) -> float:
         print(f"learning curve: {plot(agent.experiment_dir)}")
     except ImportError:
         print(f"learning curve: {agent.experiment_dir / 'metrics.csv'} (a picture of it needs matplotlib)")
-    print(f"checkpoint: {agent.best_checkpoint}")
+    print(f"checkpoint of the best evaluation: {agent.best_checkpoint}")
     print(
         f"final evaluation return: {results['mean']:.2f} (sum over agents) after {args.timesteps * env.num_envs} env steps "
         f"in {seconds:.0f} s"
