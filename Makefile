@@ -33,7 +33,7 @@ format: .venv/.stamp-dev ## apply the formatting and the safe fixes that check a
 	$(PYTHON) -m ruff format .
 
 docs: .venv/.stamp-docs ## build the documentation into site/
-	$(PYTHON) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 bench: .venv/.stamp-dev ## run every benchmark, one after the other
 	@set -e; for name in $(BENCHMARKS); do \

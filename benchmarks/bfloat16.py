@@ -6,6 +6,7 @@ precisions interleaved; a processor without the instructions does what it can.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -32,7 +33,9 @@ def measure() -> None:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--measure"]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", action="store_true", help="measure in this process and print two numbers")
+    if parser.parse_args().measure:
         measure()
         return
     print("| instructions | float32, us | bfloat16, us | bfloat16 / float32 |\n|---|---|---|---|")

@@ -288,6 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--directory", default="runs/learning")
     parser.add_argument("--list", action="store_true", help="show the tasks and leave")
     args = parser.parse_args(arguments)
+    unknown = [name for name in args.tasks if name not in TASKS]
+    if unknown:
+        parser.error(f"unknown tasks {unknown}: expected some of {list(TASKS)}")
     if args.list:
         for name, task in TASKS.items():
             print(f"{name}: {task.known}; goal {task.goal}, {task.timesteps * task.num_envs:,} env steps")

@@ -51,6 +51,13 @@ def main(arguments: list[str] | None = None) -> float:
     torch.set_num_threads(1)
     set_seed(args.seed)
     module = importlib.import_module(args.environment)
+    if not hasattr(module, "parallel_env"):
+        if hasattr(module, "env"):
+            parser.error(
+                f"{args.environment} is played in turn and has no parallel_env: wrap_env takes its env function as it is, see "
+                "examples/tictactoe_self_play.py"
+            )
+        parser.error(f"{args.environment} has no parallel_env: name the module of a PettingZoo environment")
     options = dict(args.option)
 
     def factory() -> Any:

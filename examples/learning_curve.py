@@ -22,7 +22,7 @@ def report(trainer: SequentialTrainer, seconds: float, episodes: int) -> float:
         print(f"learning curve: {plot(agent.experiment_dir)}")
     except ImportError:
         print(f"learning curve: {agent.experiment_dir / 'metrics.csv'} (a picture of it needs matplotlib)")
-    print(f"checkpoint: {agent.best_checkpoint}")
+    print(f"checkpoint of the best evaluation: {agent.best_checkpoint}")
     env_steps = trainer.timesteps * trainer.env.num_envs
     print(
         f"final evaluation return: {results['mean']:.2f} (sum over agents) after {env_steps} env steps in {seconds:.0f} s"

@@ -1,4 +1,8 @@
-"""Everything by hand, in the style that skrl users know: models, memories, a configuration by agent, overridden hooks."""
+"""Everything by hand, in the style that skrl users know: models, memories, a configuration by agent, overridden hooks.
+
+The default run takes about half a minute of one core, and ends at an evaluation return of -32 to -48 (sum over agents; acting
+at random earns about -77).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ class Policy(GaussianMixin, Model):
         self.net = nn.Sequential(
             nn.Linear(self.num_observations, 64), nn.ELU(), nn.Linear(64, 64), nn.ELU(), nn.Linear(64, self.num_actions)
         )
-        self.log_std_parameter = nn.Parameter(torch.zeros(self.num_actions))
+        self.log_std_parameter = nn.Parameter(torch.full((self.num_actions,), -1.0))  # of actions in [0, 1]
 
     def compute(self, inputs: Mapping[str, Any], role: str = "") -> tuple[Tensor, Tensor, dict[str, Any]]:
         return 0.5 + 0.5 * torch.tanh(self.net(inputs["states"])), self.log_std_parameter, {}
@@ -69,14 +73,15 @@ class ReportingMAPPO(MAPPO):
 
 def main(arguments: list[str] | None = None) -> float:
     """Train and evaluate; returns the mean evaluation return, summed over agents."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--timesteps", type=int, default=2_000)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--timesteps", type=int, default=4_000)
+    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--directory", default="runs")
     args = parser.parse_args(arguments)
 
-    torch.set_num_threads(1)
-    set_seed(42)
-    env = make("particle/simple_spread", num_envs=16, seed=42, continuous_actions=True)
+    torch.set_num_threads(1)  # networks this small are slower on several threads
+    set_seed(args.seed)
+    env = make("particle/simple_spread", num_envs=64, seed=args.seed, continuous_actions=True)
 
     models: dict[str, dict[str, Model]] = {}
     for uid in env.possible_agents:
@@ -90,12 +95,14 @@ def main(arguments: list[str] | None = None) -> float:
 
     cfg = MAPPO_DEFAULT_CONFIG.copy()
     cfg["rollouts"] = 25
+    cfg["discount_factor"] = 0.95
+    cfg["time_limit_bootstrap"] = True  # agents see no clock: that time ran out says nothing of what they did
     cfg["learning_epochs"] = 4
     cfg["mini_batches"] = 4
     cfg["learning_rate"] = {"agent_0": 1e-3, "agent_1": 5e-4, "agent_2": 5e-4}  # any value may be given by agent
     cfg["entropy_loss_scale"] = {"agent_0": 0.01, "agent_1": 0.0, "agent_2": 0.0}
     cfg["learning_rate_scheduler"] = KLAdaptiveLR
-    cfg["learning_rate_scheduler_kwargs"] = {"kl_threshold": 0.01}
+    cfg["learning_rate_scheduler_kwargs"] = {"kl_threshold": 0.01, "max_lr": 1e-3}
     cfg["state_preprocessor"] = RunningStandardScaler
     cfg["state_preprocessor_kwargs"] = {
         uid: {"size": env.observation_space(uid), "device": env.device} for uid in env.possible_agents

@@ -1,7 +1,7 @@
 """IPPO learns tic-tac-toe against itself, then plays against a random player.
 
 A turn-based PettingZoo environment: only the player whose turn it is acts, illegal moves are masked, and what a move leads
-to is known only when the opponent has answered. Needs ``pip install 'coterie[pettingzoo]'``.
+to is known only when the opponent has answered. Needs ``pip install ".[pettingzoo]"``.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from coterie import agents
+from coterie.envs.registry import ENVIRONMENTS, options
 from coterie.schedulers import LinearSchedule
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,27 @@ def test_every_algorithm_has_a_page_with_exactly_its_keys(name: str, generator: 
     text = (ROOT / "docs" / "algorithms" / f"{name.lower()}.md").read_text()
     sections = ("The update", "What to pass", "Configuration", "Departures from the paper", "Traps", "Measured")
     assert [section for section in sections if not re.search(f"^## {section}s?$", text, re.MULTILINE)] == []
+
+
+def test_the_page_of_environments_has_every_task_with_every_option_and_its_default() -> None:
+    page = (ROOT / "docs" / "environments.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+/\w+)` \|.*\| ([^|]*) \|$", page, re.MULTILINE))
+    assert rows == {
+        name: ", ".join(f"`{option}={default!r}`" for option, default in options(name).items()) for name in ENVIRONMENTS
+    }
+    explained = {
+        word for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE) for word in row.split(", ")
+    }
+    assert explained == {f"`{option}`" for name in ENVIRONMENTS for option in options(name)}
+
+
+def test_the_start_page_shows_the_first_script_of_the_readme() -> None:
+    (shown,) = re.findall(r'^--8<-- "README.md:(\w+)"$', (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    part = readme[readme.index(f"[start:{shown}] -->") : readme.index(f"<!-- --8<-- [end:{shown}]")]
+    assert "pip install ." in part
+    assert "trainer.train()" in part
+    assert not re.findall(r"\]\((?!http)", part)  # what it links to would stand elsewhere on the site
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import runpy
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -73,11 +76,35 @@ def test_examples_on_simple_spread_end_with_their_results(
     module.main([*BUDGETS[name], "--algorithm", algorithm, "--directory", str(tmp_path)])
     curve, checkpoint, result = capsys.readouterr().out.strip().splitlines()[-3:]
     assert Path(curve.removeprefix("learning curve: ")).read_bytes().startswith(b"\x89PNG")
-    assert Path(checkpoint.removeprefix("checkpoint: ")).exists()
+    assert Path(checkpoint.removeprefix("checkpoint of the best evaluation: ")).exists()
     number = r"-?\d+\.\d\d"
     assert re.fullmatch(
         rf"final evaluation return: {number} \(sum over agents\) after 4[04]0 env steps in \d+ s", result
     )
+
+
+def test_the_main_example_says_that_it_needs_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    module = runpy.run_path(str(EXAMPLES / "mappo_spread.py"))
+    with pytest.raises(SystemExit):
+        module["main"](["--timesteps", "0"])
+    assert "--timesteps: expected at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [(["env"], "is played in turn.*examples/tictactoe_self_play.py"), ([], "has no parallel_env")],
+)
+def test_the_pettingzoo_example_says_what_it_cannot_take(
+    functions: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    game = types.ModuleType("some_game")
+    for name in functions:
+        setattr(game, name, lambda: None)
+    monkeypatch.setitem(sys.modules, "some_game", game)
+    module = runpy.run_path(str(EXAMPLES / "ippo_pettingzoo.py"))
+    with pytest.raises(SystemExit):
+        module["main"](["some_game"])
+    assert re.search(f"some_game {message}", " ".join(capsys.readouterr().err.split()))
 
 
 def python_blocks() -> list[tuple[str, str]]:

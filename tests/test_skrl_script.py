@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-RENAMED = {
-    "skrl.multi_agents.torch.mappo": "coterie.agents.mappo",
-    "skrl.multi_agents.torch.ippo": "coterie.agents.ippo",
-    "skrl.memories.torch": "coterie.memories",
-    "skrl.models.torch": "coterie.models",
-    "skrl.envs.wrappers.torch": "coterie.envs",
-    "skrl.trainers.torch": "coterie.trainers",
-    "skrl.resources.preprocessors.torch": "coterie.preprocessors",
-    "skrl.resources.schedulers.torch": "coterie.schedulers",
-    "skrl.utils": "coterie",
-}
+PAGE = Path(__file__).parents[1] / "docs" / "skrl.md"
+#: the page's table of modules
+RENAMED = dict(re.findall(r"^\| `(skrl[\w.]*)` \| `(coterie[\w.]*)` \|$", PAGE.read_text(), re.MULTILINE))
 
 SCRIPT = """
 import torch
@@ -135,6 +128,12 @@ def run(script: str, directory: Path) -> dict[str, Any]:
     names: dict[str, Any] = {"DIRECTORY": str(directory), "__name__": "__script__"}
     exec(compile(renamed(script), "script", "exec"), names)
     return names
+
+
+def test_every_module_of_the_table_is_there() -> None:
+    assert {*re.findall(r"from (skrl[\w.]*) import", SCRIPT), "skrl.multi_agents.torch.ippo"} == set(RENAMED)
+    for name in RENAMED.values():
+        importlib.import_module(name)
 
 
 def test_a_mappo_script_runs_after_renaming_its_imports(tmp_path: Path) -> None:

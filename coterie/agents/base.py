@@ -15,6 +15,7 @@ tensors with an agent dimension: T time, E environment, A agent, F feature, B ba
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -40,6 +41,18 @@ from coterie.models.base import Model
 from coterie.models.scripted import ScriptedPolicy
 
 __all__ = ["MultiAgent"]
+
+
+def _algorithms_with(key: str) -> list[str]:
+    """Names of the library's algorithms whose configuration has a key."""
+    found, ahead = set(), [MultiAgent]
+    while ahead:
+        kind = ahead.pop()
+        ahead += kind.__subclasses__()
+        own = kind.__module__.startswith("coterie.") and not inspect.isabstract(kind)
+        if own and key in kind.DEFAULT_CONFIG:
+            found.add(kind.__name__)
+    return sorted(found)
 
 
 class MultiAgent(ABC):
@@ -92,7 +105,7 @@ class MultiAgent(ABC):
         given = self._by_agent("models", models)
         self.device = team_device(given, device)
         self.models = with_scripts(given, observation_spaces, action_spaces, self.device)
-        self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents)
+        self.cfg, self.agent_cfg = resolve(self.DEFAULT_CONFIG, cfg, self.KEYS, self.possible_agents, _algorithms_with)
         #: agents that learn; the others act and are seen by critics
         self.learning_agents = [uid for uid in self.possible_agents if self._learns(uid)]
         check_models(self.models, self.learning_agents, self.learned_roles)

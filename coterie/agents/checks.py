@@ -25,6 +25,7 @@ from coterie.spaces import flat_size
 __all__ = [
     "acting_role",
     "check_finite",
+    "check_gradients",
     "check_memories",
     "check_models",
     "check_policies",
@@ -263,6 +264,28 @@ def check_replay_memories(memories: Mapping[str, Memory]) -> None:
                 f"memories: expected one kind and size for all agents, since they are drawn from together; {first!r} has "
                 f"{settings(memory)}, {uid!r} {settings(other)}"
             )
+
+
+def check_gradients(norms: Sequence[Tensor], sets: Sequence[Sequence[str]]) -> None:
+    """Refuse an update in which a gradient was NaN or infinite (one look at the device).
+
+    :param norms: the gradients' norms ``[S, 1 or 2]`` of each of the update's steps
+    :param sets: the agents of each of the S parameter sets
+
+    :raises FloatingPointError: naming the agents
+    """
+    steps = torch.stack(tuple(norms)).sum(dim=2)  # [steps, S]
+    if math.isfinite(float(steps.sum())):
+        return
+    faults = (~steps.isfinite()).sum(dim=0).tolist()
+    agents = [uid for names, count in zip(sets, faults, strict=True) if count for uid in names]
+    if not agents:
+        return  # finite norms whose sum is not
+    raise FloatingPointError(
+        f"the update of {agents}: expected finite gradients, got NaN or infinity in {max(faults)} of {len(steps)} steps, and "
+        "their parameters are spoilt. A model returned it, or the loss overflowed: look at compute, or lower learning_rate or "
+        "grad_norm_clip, and go on from the last checkpoint"
+    )
 
 
 def check_finite(what: str, tensor: Tensor, names: Sequence[str], num_envs: int | None = None) -> None:

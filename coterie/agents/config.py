@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 __all__ = [
     "EXPERIMENT_KEYS",
     "Config",
@@ -20,6 +22,7 @@ __all__ = [
     "integer",
     "keyword_arguments",
     "learning_rate",
+    "normaliser",
     "number",
     "one_of",
     "optional",
@@ -144,6 +147,14 @@ def callable_or_none(what: str) -> Key:
     return Key(f"{what}, or None", lambda v: v is None or callable(v))
 
 
+def normaliser() -> Key:
+    """A class of normalisers, or a function that makes one, or None; not a normaliser itself."""
+    return Key(
+        "a class of normalisers such as RunningStandardScaler (whose arguments go into the key that ends in _kwargs), or None",
+        lambda v: v is None or (callable(v) and not isinstance(v, nn.Module)),
+    )
+
+
 def keyword_arguments() -> Key:
     """A dict of keyword arguments."""
     return Key(
@@ -192,16 +203,24 @@ def check_config(defaults: Mapping[str, Any], given: Mapping[str, Any] | None, k
     return config
 
 
-def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any] | None) -> Config:
+def _merge(
+    defaults: Mapping[str, Any],
+    given: Mapping[str, Any] | None,
+    owners: Callable[[str], Sequence[str]] = lambda key: (),
+) -> Config:
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f"cfg: expected a dict or None, got {type(given).__name__}")
     given = {} if given is None else given
-    _known(given, defaults, "")
+    _known(given, defaults, "", owners)
     return Config({**_copy(defaults), **_copy(given)})
 
 
 def resolve(
-    defaults: Mapping[str, Any], given: Mapping[str, Any] | None, keys: Mapping[str, Key], agents: Sequence[str]
+    defaults: Mapping[str, Any],
+    given: Mapping[str, Any] | None,
+    keys: Mapping[str, Key],
+    agents: Sequence[str],
+    owners: Callable[[str], Sequence[str]] = lambda key: (),
 ) -> tuple[Config, dict[str, dict[str, Any]]]:
     """Merge a user's configuration with the defaults and check every value.
 
@@ -209,12 +228,13 @@ def resolve(
     :param given: what the user passed, left unchanged; None and ``{}`` mean the defaults
     :param keys: the requirement of each key but ``experiment``
     :param agents: the agents' names
+    :param owners: which algorithms have a key, for messages about one that this algorithm does not have
 
     :return: the merged configuration, and for each key that agents may differ in a dict with every agent's value
 
     :raises ConfigError: see the class
     """
-    config = _merge(defaults, given)
+    config = _merge(defaults, given, owners)
     experiment = config["experiment"]
     if not isinstance(experiment, Mapping):
         raise ConfigError(f"experiment: expected a dict, got {experiment!r}")
@@ -238,10 +258,17 @@ def resolve(
     return config, by_agent
 
 
-def _known(given: Iterable[Any], known: Iterable[str], prefix: str) -> None:
+def _known(
+    given: Iterable[Any], known: Iterable[str], prefix: str, owners: Callable[[str], Sequence[str]] = lambda key: ()
+) -> None:
     known = list(known)
     for name in given:
         if name not in known:
+            others = owners(str(name))
+            if others:
+                raise ConfigError(
+                    f"unknown key {prefix + str(name)!r}: it belongs to {', '.join(others)}; leave it out"
+                )
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"the keys are {sorted(known)}"
             raise ConfigError(f"unknown key {prefix + str(name)!r}: {hint}")

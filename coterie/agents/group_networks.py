@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from coterie.agents.groups import CriticGroup, Group
+from coterie.agents.model_faults import model_fault
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.models.batch import ModelBatch
 from coterie.models.distributions import Distribution
@@ -99,15 +100,25 @@ class _Networks:
         return contextlib.nullcontext()
 
     def _run(
-        self, batch: ModelBatch, inputs: CriticInput, recall: Recall | None
+        self, batch: ModelBatch, names: Sequence[str], inputs: CriticInput, recall: Recall | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        with self.precision():
-            if not batch.recurrent:
-                return batch(inputs.states, inputs.present), None
-            if recall is None:
-                rows, agents = inputs.states.shape[:2]
-                recall = Recall(batch.initial_state(rows, agents))
-            return batch.unroll(inputs.states, recall.state, recall.starts, recall.active, recall.length)
+        """What models compute, and their recurrent state after the last step.
+
+        :raises ValueError: the model of one of the agents ``names`` cannot be run on such inputs
+        """
+        try:
+            with self.precision():
+                if not batch.recurrent:
+                    return batch(inputs.states, inputs.present), None
+                if recall is None:
+                    rows, agents = inputs.states.shape[:2]
+                    recall = Recall(batch.initial_state(rows, agents))
+                return batch.unroll(inputs.states, recall.state, recall.starts, recall.active, recall.length)
+        except RuntimeError as error:
+            fault = model_fault(batch, names, error)
+            if fault is None:
+                raise
+            raise fault from error
 
 
 class GroupNetworks(_Networks):
@@ -142,13 +153,27 @@ class GroupNetworks(_Networks):
         :param states: normalised observations ``[B, A, F]``
         :param action_masks: bool ``[B, A, n]``, True where allowed
         :param recall: for recurrent policies; zero states and one step by default
+
+        :raises ValueError: masks of another form, or a policy that returns another number of outputs than its agent has actions
         """
         tensors, state = self.outputs(states, recall)
         assert self.group.policy is not None
         template: Any = self.group.policy.models[0]
         # a mixin of one's own need not know of masks, nor of exploration from outside
         masks = () if action_masks is None else (action_masks,)
-        return template.make_distribution(tensors, *masks, **self.exploration), state
+        try:
+            return template.make_distribution(tensors, *masks, **self.exploration), state
+        except ValueError as error:
+            fault = model_fault(self.group.policy, self.group.names, error, self._distribution_of)
+            if fault is None:
+                raise
+            raise fault from error
+
+    def _distribution_of(self, model: Any, tensors: Sequence[Tensor]) -> Distribution:
+        """The distribution of one model by itself, where nothing is masked."""
+        settings = {name: value for name, value in self.exploration.items() if not isinstance(value, Tensor)}
+        distribution: Distribution = model.make_distribution(tensors, **settings)
+        return distribution
 
     def outputs(self, states: Tensor, recall: Recall | None = None) -> tuple[list[Tensor], Tensor | None]:
         """What the policies compute, in float32, ``[B, A, n]`` each, and their recurrent state after the last step.
@@ -157,7 +182,7 @@ class GroupNetworks(_Networks):
         :param recall: for recurrent policies; zero states and one step by default
         """
         assert self.group.policy is not None
-        tensors, state = self._run(self.group.policy, CriticInput(states), recall)
+        tensors, state = self._run(self.group.policy, self.group.names, CriticInput(states), recall)
         return [tensor.float() for tensor in tensors], state
 
 
@@ -197,7 +222,7 @@ class CriticNetworks(_Networks):
 
         :raises ValueError: a critic that returns anything but one value
         """
-        (values, *_), state = self._run(self.group.batch, critic, recall)
+        (values, *_), state = self._run(self.group.batch, self.group.names, critic, recall)
         if values.shape[-1] != 1:
             raise ValueError(
                 f"the value model of {self.group.names[0]!r}: expected one value [B, 1], got {values.shape[-1]}"

@@ -10,7 +10,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from coterie.agents.config import Config, Key, callable_or_none, keyword_arguments, one_of
+from coterie.agents.config import Config, ConfigError, Key, keyword_arguments, normaliser, one_of
 from coterie.agents.groups import CriticGroup, Group, Learner
 from coterie.agents.masks import blank
 from coterie.agents.moments import Moment
@@ -41,13 +41,14 @@ class MAPPO(MultiAgentPPO):
     observation and the state; ``"both"``, the state and all observations.
 
     :raises ValueError: a value model whose input is not of that size
+    :raises ConfigError: a value model that needs all agents' observations is to see something else
     """
 
     DEFAULT_CONFIG: ClassVar[Config] = MAPPO_DEFAULT_CONFIG
     KEYS: ClassVar[Mapping[str, Key]] = {
         **PPO_KEYS,
         "critic_input": one_of(*CRITIC_INPUTS, per_agent=False),
-        "shared_state_preprocessor": callable_or_none("a class of normalisers"),
+        "shared_state_preprocessor": normaliser(),
         "shared_state_preprocessor_kwargs": keyword_arguments(),
     }
     COMMON_KEYS: ClassVar[tuple[str, ...]] = (*MultiAgentPPO.COMMON_KEYS, "shared_state_preprocessor")
@@ -72,6 +73,17 @@ class MAPPO(MultiAgentPPO):
     @property
     def uses_shared_states(self) -> bool:  # type: ignore[override]
         return self._input.needs_state
+
+    def _check_critics(self) -> None:
+        kind = self.cfg["critic_input"]
+        for uid in self.learning_agents:
+            value = self.models[uid].get("value")
+            if value is not None and value.needs_observations and kind != "observations":
+                raise ConfigError(
+                    f"critic_input: the value model of {uid!r}, a {type(value).__name__}, needs all agents' observations, and "
+                    f"{kind!r} is something else: set cfg['critic_input'] to 'observations'"
+                )
+        super()._check_critics()
 
     def critic_space(self, uid: str) -> gymnasium.Space | None:
         return self._input.space(uid)

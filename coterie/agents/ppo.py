@@ -175,6 +175,7 @@ class MultiAgentPPO(OnPolicyAgent):
                 statistics.add_norm(learner.optimizers.step(loss))
             if not learner.optimizers.end_epoch(statistics.end_epoch()):
                 break
+        statistics.check_norms()
         self._learn_states(learner)
         self._track(learner, statistics)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.agents.checks import check_gradients
 from coterie.agents.groups import Group, Learner
 
 __all__ = ["UpdateStatistics"]
@@ -53,6 +54,10 @@ class UpdateStatistics:
     def add_norm(self, norms: Tensor) -> None:
         """Add the gradients' norms ``[S, 1 or 2]`` of the step that follows a minibatch."""
         self._norms.append(norms)
+
+    def check_norms(self) -> None:
+        """Refuse an update that spoilt parameters: see :func:`check_gradients`."""
+        check_gradients(self._norms, self._learner.set_names())
 
     def end_epoch(self) -> Tensor:
         """Mean KL divergence of the epoch, for each parameter set ``[S]``."""

@@ -139,7 +139,11 @@ class RecordingAgent(ActingAgent):
         if not isinstance(infos, Mapping):
             raise TypeError(f"infos: expected a dict, {{}} where there is nothing to say, got {type(infos).__name__}")
         team = tuple(self.possible_agents)
-        earned = self._stack("rewards", rewards, team, 1, NUMBERS, self._num_envs)
+        try:
+            earned = self._stack("rewards", rewards, team, 1, NUMBERS, self._num_envs)
+        except ValueError:
+            self._check_memories_fit(rewards, states)
+            raise
         rows = earned.shape[0]
         ends = self._stack("terminated", terminated, team, 1, FLAGS, rows)
         cuts = self._stack("truncated", truncated, team, 1, FLAGS, rows)
@@ -153,6 +157,21 @@ class RecordingAgent(ActingAgent):
             as_stacks(states, observed), as_stacks(actions, taken), as_stacks(rewards, {team: earned}), next_states,
             as_stacks(terminated, {team: ends}), as_stacks(truncated, {team: cuts}),
         )  # fmt: skip
+
+    def _check_memories_fit(self, *parts: Any) -> None:
+        """Say so where it is the memories that are not of the environments that a whole step is of.
+
+        :raises ValueError: they are of another number
+        """
+        tensors = [value for part in parts if isinstance(part, Mapping) for value in part.values()]
+        rows = {tuple(value.shape[:1]) if isinstance(value, Tensor) else () for value in tensors}
+        expected = self._num_envs
+        if self.memories and len(rows) == 1 and rows not in ({()}, {(expected,)}):
+            ((got,),) = rows
+            raise ValueError(
+                f"expected steps of {expected} environments, for which the memories were made (num_envs), got steps of {got}: "
+                f"make the memories with num_envs={got}, the environment's"
+            )
 
     def _taken(self, group: Group, observed: Tensor, actions: Mapping[str, Tensor], masks: Masks) -> Choice:
         """The choice that ``act`` made, or one worked out for actions that came from elsewhere."""

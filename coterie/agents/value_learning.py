@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from coterie import functional
-from coterie.agents.checks import check_q_models
+from coterie.agents.checks import check_gradients, check_q_models
 from coterie.agents.config import Config, ConfigError, Key, scheduled_value
 from coterie.agents.group_networks import GroupNetworks, Recall
 from coterie.agents.groups import Group, Learner
@@ -290,6 +290,7 @@ class ValueLearner(OffPolicyAgent):
             raise self._no_number(learner, drawn, total)
         learner.optimizers.begin_update(timestep, timesteps, taking_part)
         norms = learner.optimizers.step(loss)
+        check_gradients([norms], learner.set_names())
         learner.optimizers.end_epoch(counts)  # steps the schedulers, which none that reads a divergence is among
         if isinstance(memory, PrioritizedMemory):
             memory.update_priorities(drawn.window, _window_errors(streams, outcomes))

@@ -47,6 +47,9 @@ class Model(nn.Module):
     #: observations together, one row for each environment; ``inputs["present"]``, bool ``[B, agents of the team]`` or None,
     #: says who is there
     values_per_agent: bool = False
+    #: True where ``compute`` takes its input apart into the observations of the team's agents, so that nothing else of the
+    #: same size will do
+    needs_observations: bool = False
 
     def __init__(
         self,

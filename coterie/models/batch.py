@@ -75,6 +75,11 @@ class ModelBatch:
         return self._recurrence is not None
 
     @property
+    def team_size(self) -> int:
+        """Number of agents of the whole team."""
+        return int(self._agent_ids.shape[1])
+
+    @property
     def state_width(self) -> int:
         """Number of elements W of one agent's states; 0 for feed-forward models."""
         return 0 if self._recurrence is None else self._recurrence.width

@@ -131,11 +131,12 @@ def build_models(
 
     :raises ValueError: an unknown algorithm, activation, recurrent layer, critic or mixer, an input that a critic or mixer does
         not take, or an argument that the algorithm's models have no use for
-    :raises TypeError: an action space without a policy, or without action values
+    :raises TypeError: an action space without a policy, or without action values; an environment that was not wrapped
     """
     if algorithm not in {**CENTRALISED, **MIXED}:
         raise ValueError(f"algorithm: expected one of {sorted({**CENTRALISED, **MIXED})}, got {algorithm!r}")
     _refuse_useless(algorithm, locals())
+    _check_environment(env, device)
     device = env.device if device is None else torch.device(device)
     if activation is None:
         activation = "relu" if algorithm in MIXED else "tanh"
@@ -156,6 +157,17 @@ def build_models(
         sees = _critic_input(algorithm, critic, critic_input)
         models = _policies_and_critics(env, kinds, shared, device, critic, sees, of_policy, of_critic)
     return {uid: models[uid] for uid in env.possible_agents}
+
+
+def _check_environment(env: Any, device: str | torch.device | None) -> None:
+    """Refuse what is no environment of this library, such as one that was not wrapped."""
+    needed = [name for name in TeamSpaces.__annotations__ if name != "device" or device is None]
+    missing = [name for name in needed if not hasattr(env, name)]
+    if missing:
+        raise TypeError(
+            f"env: expected an environment that has {needed}, got {type(env).__name__} without {missing}; "
+            "coterie.wrap_env makes one of other libraries' environments"
+        )
 
 
 def _refuse_useless(algorithm: str, arguments: Mapping[str, Any]) -> None:

@@ -59,6 +59,18 @@ def _refuse_masks(action_masks: Tensor | None, policy: object, kind: str) -> Non
         )
 
 
+def _check_width(output: Tensor, policy: Model, what: str) -> None:
+    """Refuse outputs ``[..., n]`` that are not one for each action: a wrong number of them would broadcast, or be drawn from.
+
+    :raises ValueError: there are more or fewer
+    """
+    if output.shape[-1] != policy.num_actions:
+        raise ValueError(
+            f"{type(policy).__name__}.compute returned {what} {list(output.shape)}: expected one for each of the "
+            f"{policy.num_actions} actions of {policy.action_space} (self.num_actions)"
+        )
+
+
 class StochasticMixin(Model):
     """Base of the policies' mixins: everything but the choice of the distribution."""
 
@@ -169,6 +181,7 @@ class GaussianMixin(StochasticMixin):
     ) -> tuple[Tensor, Tensor]:
         _refuse_masks(action_masks, self, "a Gaussian")
         mean = tensors[0]
+        _check_width(mean, self, "means")
         if std is not None:
             if not isinstance(std, Tensor) and not std > 0.0:
                 raise ValueError(f"std: expected a positive number, got {std}")
@@ -177,6 +190,8 @@ class GaussianMixin(StochasticMixin):
             raise TypeError(
                 f"{type(self).__name__}.compute must return (mean, log_std, {{}}), got {len(tensors)} tensor(s)"
             )
+        if tensors[1].shape[-1] != 1:  # one number may stand for all actions
+            _check_width(tensors[1], self, "log_std")
         return mean, self._log_std(tensors[1])
 
     def get_log_std(self, role: str = "") -> Tensor:
@@ -245,6 +260,7 @@ class CategoricalMixin(StochasticMixin):
         return (self._unnormalized_log_prob,)
 
     def _logits(self, output: Tensor) -> Tensor:
+        _check_width(output, self, "logits" if self._unnormalized_log_prob else "probabilities")
         return output if self._unnormalized_log_prob else output.clamp_min(torch.finfo(output.dtype).tiny).log()
 
     def make_distribution(self, tensors: Sequence[Tensor], action_masks: Tensor | None = None) -> Distribution:
@@ -303,6 +319,7 @@ class BernoulliMixin(StochasticMixin):
     def make_distribution(self, tensors: Sequence[Tensor], action_masks: Tensor | None = None) -> Distribution:
         _refuse_masks(action_masks, self, "a MultiBinary action")
         output = tensors[0]
+        _check_width(output, self, "logits")
         if not self._unnormalized_log_prob:
             output = torch.logit(output, eps=torch.finfo(output.dtype).eps)
         return Bernoulli(output, self._reduction)
@@ -338,11 +355,7 @@ class QMixin(StochasticMixin):
         :raises ValueError: values of another number of actions than the space has, or an epsilon that is no probability
         """
         (q, *_) = tensors
-        if q.shape[-1] != self.num_actions:
-            raise ValueError(
-                f"{type(self).__name__}.compute returned values {list(q.shape)}: expected one for each of the "
-                f"{self.num_actions} actions of {self.action_space}"
-            )
+        _check_width(q, self, "values")
         return EpsilonGreedy(q, epsilon, action_masks)
 
 

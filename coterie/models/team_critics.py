@@ -51,6 +51,7 @@ class TeamValue(DeterministicMixin):
     """
 
     values_per_agent = True
+    needs_observations = True
     by_kind: Tensor
     by_team: Tensor
     columns: Tensor

@@ -120,7 +120,15 @@ class SequentialTrainer:
         """Train for ``cfg["timesteps"]`` steps of the vectorised environment.
 
         Beside the progress bar, the size of the steps that are kept to learn from is shown, before they take room.
+
+        :raises ValueError: there are agents to train, and no memories to learn from
         """
+        if self.agents.memories is None and self.agents.learning_agents:
+            raise ValueError(
+                f"train: expected memories for {self.agents.learning_agents} to learn from, the team was built with "
+                "memories=None; pass some to the agent, set cfg['trainable'] to False for a team that does not learn, or call "
+                "eval() to play only"
+            )
         size = self.agents.memory_bytes
         if size and not self.cfg["disable_progressbar"]:
             tqdm.write(f"memory of steps: {size / 2**20:,.2f} MiB on {self.agents.device}", file=sys.stderr)
@@ -141,11 +149,14 @@ class SequentialTrainer:
         :return: ``"mean"`` and ``"std"`` of the team's return (the sum over agents), ``"agents"`` with each agent's mean,
             ``"episodes"``, ``"returns"`` (float64 ``[N, A]``) and ``"lengths"`` (int64 ``[N]``)
 
+        :raises ValueError: fewer than one episode
         :raises RuntimeError: episodes do not end within ``cfg["evaluation_timesteps"]`` steps
         """
         env = self.eval_env or self.env
         names = env.possible_agents
         wanted = self.cfg["evaluation_episodes"] if episodes is None else episodes
+        if wanted < 1:
+            raise ValueError(f"episodes: expected at least 1 to evaluate, got {wanted}")
         quota = math.ceil(wanted / env.num_envs)
         was_training = self.agents.training
         self.agents.set_running_mode("eval")
@@ -222,7 +233,7 @@ class SequentialTrainer:
                 if not hidden and agents.recent_return is not None:
                     progress.set_postfix({"return": f"{agents.recent_return:.2f}"}, refresh=False)
             if not self.cfg["headless"]:
-                env.render()
+                _render(env)
             yield _Step(timestep, rewards, terminated, truncated, masks)
             states = next_states
             if not training:  # what training is told by record_transition
@@ -232,6 +243,16 @@ class SequentialTrainer:
                 if present is not None:  # an absent agent's end means nothing until the whole episode is over
                     ended = ended & (present | ended.all(dim=1, keepdim=True))
                 infos = {**infos, "episode_starts": AgentTensors.single(names, ended)}
+
+
+def _render(env: MultiAgentEnv) -> None:
+    try:
+        env.render()
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            "the environment has nothing to render with: set the trainer's cfg['headless'] to True, or build the environment "
+            "with a render_mode"
+        ) from error
 
 
 def _state_of(env: MultiAgentEnv) -> Tensor | None:

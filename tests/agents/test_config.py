@@ -28,7 +28,7 @@ from coterie.agents.config import (
     scheduled_value,
 )
 from coterie.models import CategoricalPolicy, Value
-from coterie.preprocessors import RunningStandardScaler
+from coterie.preprocessors import RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR, LinearSchedule
 from coterie.trainers import SEQUENTIAL_TRAINER_DEFAULT_CONFIG
 from coterie.trainers.sequential import _KEYS as TRAINER_KEYS
@@ -446,6 +446,31 @@ def test_an_agent_checks_its_configuration(algorithm: type[MAPPO]) -> None:
 def test_ippo_knows_nothing_of_shared_states() -> None:
     with pytest.raises(ConfigError, match="unknown key 'shared_state_preprocessor'"):
         resolve(IPPO_DEFAULT_CONFIG, {"shared_state_preprocessor": None}, IPPO.KEYS, AGENTS)
+
+
+@pytest.mark.parametrize("key", ["critic_input", "td_lambda", "mixer_input"])
+def test_a_key_of_another_algorithm_is_told_from_a_misspelt_one(key: str) -> None:
+    models = {uid: {"policy": CategoricalPolicy(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))} for uid in AGENTS}
+    owners = {"critic_input": "MAPPO", "td_lambda": "IQL, QMIX, VDN", "mixer_input": "QMIX"}
+    with pytest.raises(ConfigError, match=rf"unknown key '{key}': it belongs to {owners[key]}; leave it out"):
+        IPPO(AGENTS, models, cfg={key: 0})
+
+    class Mine(MAPPO):
+        """A user's own: no message names it."""
+
+        DEFAULT_CONFIG = Config({**MAPPO_DEFAULT_CONFIG, "mine": 1})
+
+    with pytest.raises(ConfigError, match="unknown key 'mine': "):
+        IPPO(AGENTS, models, cfg={"mine": 0})
+    with pytest.raises(ConfigError, match=r"'critic_input': it belongs to MAPPO;"):
+        IPPO(AGENTS, models, cfg={"critic_input": 0})
+
+
+@pytest.mark.parametrize("key", ["value_preprocessor", "state_preprocessor", "shared_state_preprocessor"])
+def test_a_normaliser_in_place_of_its_class_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}: expected a class of normalisers .*_kwargs.*, got ValueNorm\(\)"):
+        solve({key: ValueNorm(1)})
+    solve({key: functools.partial(ValueNorm, beta=0.9)})
 
 
 def test_numpy_numbers_are_numbers() -> None:

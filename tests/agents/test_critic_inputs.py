@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from coterie.agents import IPPO, MAPPO
+from coterie.agents.config import ConfigError
 from coterie.memories import RandomMemory
 from coterie.models import CategoricalPolicy, TeamValue, Value
 from coterie.trainers import SequentialTrainer
@@ -222,6 +223,28 @@ def test_critics_of_whole_teams_give_every_agent_its_own_value_and_leave_absent_
         values = agent.memories[uid].get_tensor_by_name("values").flatten()
         torch.testing.assert_close(values[present[:, i]], expected[present[:, i], i], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(expected[present], blind[present])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("kind", ["state", "both", "agent"])
+def test_critics_of_whole_teams_are_shown_nothing_but_observations(pooling: str, kind: str) -> None:
+    """A state of the same width is not taken for the observations."""
+    everyone = sum(SIZES.values())
+    env = Toy(tuple(SIZES), observations=SIZES, state=everyone)
+    models = models_for("observations")
+    for roles in models.values():
+        roles["value"] = TeamValue(env.observation_spaces, pooling, hidden=(8,), heads=2)
+    with pytest.raises(
+        ConfigError, match=rf"'a', a TeamValue, needs all agents' observations, and '{kind}'.*critic_input"
+    ):
+        team(env, kind, models)
+    team(env, "observations", models)
+
+
+def test_critics_with_a_value_for_each_agent_may_see_the_state() -> None:
+    env = Toy(tuple(SIZES), observations=SIZES)
+    critic = Value(box(STATE), CHOICE, values=3, hidden=(4,))
+    team(env, "state", {uid: {**roles, "value": critic} for uid, roles in models_for("state").items()})
 
 
 def test_ippo_asks_for_no_state() -> None:

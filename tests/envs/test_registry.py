@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from coterie.envs import MultiAgentEnv, make
-from coterie.envs.registry import ENVIRONMENTS
+from coterie.envs.registry import ENVIRONMENTS, options
 from coterie.spaces import flat_size
 
 every_name = pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
@@ -43,9 +43,31 @@ def test_the_contract(name):
 
 
 @every_name
-def test_unknown_options_are_refused(name):
-    with pytest.raises(TypeError, match="colour"):
+def test_unknown_options_are_refused_with_a_list_of_those_that_there_are(name):
+    with pytest.raises(
+        TypeError, match=f"{name}: unknown option 'colour'; its options and their defaults are "
+    ) as error:
         make(name, colour="red")
+    known = options(name)
+    assert all(f"{key}={default!r}" in str(error.value) for key, default in known.items())
+    make(name, 2, **known)  # each is taken
+
+
+def test_what_options_there_are():
+    assert options("matrix/penalty") == {"penalty": -100.0, "max_cycles": 25}
+    assert options("matrix/two_step") == {"max_cycles": None}
+    assert options("memory/recall") == {"agents": 2, "cues": 2, "delay": 6}
+    common = {
+        "max_cycles": 25,
+        "continuous_actions": False,
+        "stagger": False,
+        "physics_dtype": None,
+        "deferred_checks": None,
+    }
+    assert options("particle/simple_spread") == {"N": 3, "local_ratio": 0.5, **common}
+    assert options("particle/simple_speaker_listener") == common
+    with pytest.raises(TypeError, match=r"unknown option 'num_goods' \(did you mean 'num_good'\?\); its options"):
+        make("particle/simple_tag", num_goods=2)
 
 
 def test_unknown_names_are_refused():

@@ -53,6 +53,23 @@ def team(
     )
 
 
+class Bare:
+    """An environment of another library."""
+
+    possible_agents = ("agent_0",)
+    observation_spaces = action_spaces = {"agent_0": BOX}  # noqa: RUF012 (never changed)
+
+
+def test_an_environment_that_was_not_wrapped_is_refused() -> None:
+    bare: Any = Bare()
+    with pytest.raises(
+        TypeError, match=r"got Bare without \['shared_observation_spaces', 'device'\]; coterie.wrap_env"
+    ):
+        build_models(bare)
+    with pytest.raises(TypeError, match=r"got Bare without \['shared_observation_spaces'\]; coterie.wrap_env"):
+        build_models(bare, device="cpu")
+
+
 def linears(model: Model) -> list[nn.Linear]:
     return [m for m in model.modules() if isinstance(m, nn.Linear)]
 

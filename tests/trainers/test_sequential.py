@@ -237,6 +237,38 @@ def test_rendering_follows_headless() -> None:
     assert env.rendered == 3
 
 
+def test_an_environment_without_a_renderer_says_what_to_set() -> None:
+    env = CountingEnv()
+
+    def render() -> None:
+        raise NotImplementedError
+
+    env.render = render  # type: ignore[method-assign]
+    with pytest.raises(NotImplementedError, match=r"nothing to render with.*cfg\['headless'\] to True.*render_mode"):
+        SequentialTrainer(env, team(env), cfg={**quiet(3), "headless": False}).train()
+
+
+@pytest.mark.parametrize("episodes", [0, -1])
+def test_an_evaluation_of_nothing_is_refused(episodes: int) -> None:
+    env = CountingEnv()
+    with pytest.raises(ValueError, match=f"episodes: expected at least 1 to evaluate, got {episodes}"):
+        SequentialTrainer(env, team(env), cfg=quiet(3)).eval(episodes=episodes)
+
+
+@pytest.mark.parametrize("kind", [MAPPO, IPPO])
+def test_memories_for_another_number_of_environments_are_named(kind: Any) -> None:
+    env = CountingEnv()
+    agent = kind(
+        AGENTS, build_models(env, kind.__name__.lower(), hidden=(8,)), {uid: RandomMemory(4, 8) for uid in AGENTS},
+        cfg={"rollouts": 4, "experiment": {"write_interval": 0, "checkpoint_interval": 0}},
+        shared_observation_spaces=env.shared_observation_spaces,
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"expected steps of 8 environments, for .* memories .* got steps of 2: .*num_envs=2"
+    ):
+        SequentialTrainer(env, agent, cfg=quiet(4)).train()
+
+
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
@@ -264,6 +296,22 @@ def test_environment_and_agents_must_fit() -> None:
     env.possible_agents = ["a", "c"]
     with pytest.raises(ValueError, match="'c'"):
         SequentialTrainer(env, agent)
+
+
+def test_training_without_memories_is_refused() -> None:
+    env = CountingEnv()
+    models = build_models(env, "mappo", hidden=(8,))
+    agent = MAPPO(AGENTS, models, cfg={"experiment": {"write_interval": 0, "checkpoint_interval": 0}})
+    trainer = SequentialTrainer(env, agent, cfg=quiet())
+    with pytest.raises(ValueError, match=r"expected memories for \['a', 'b'\].*memories=None.*trainable.*eval\(\)"):
+        trainer.train()
+    assert trainer.eval(episodes=2)["episodes"] == 2  # to play is fine
+    # a team in which nobody learns needs none
+    models = build_models(env, "mappo", hidden=(8,))
+    idle = MAPPO(
+        AGENTS, models, cfg={"trainable": False, "experiment": {"write_interval": 0, "checkpoint_interval": 0}}
+    )
+    SequentialTrainer(env, idle, cfg=quiet()).train()
 
 
 def test_training_again_does_not_follow_on_a_rollout_that_was_not_completed() -> None:

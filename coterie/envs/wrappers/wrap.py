@@ -6,6 +6,7 @@ import difflib
 import logging
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -119,6 +120,7 @@ def _make_copies(env: Any, num_envs: int | None) -> list[Any]:
         if _kind_of(copies[0]) not in {"vmas", "coterie"}:  # those hold their copies already
             _add_copies(copies, [env] * ((num_envs or 1) - 1))
     elif num_envs not in {None, 1} and not hasattr(env, "num_envs"):
+        _kind_of(env)  # what is no environment is another error
         raise ValueError(f"expected a function that makes one environment for {num_envs=}, got an environment: {env}")
     else:
         copies.append(env)
@@ -167,6 +169,19 @@ def _kind_of(env: Any) -> str:
     vmas = sys.modules.get("vmas.simulator.environment")  # who holds a VMAS environment has imported it
     if vmas is not None and isinstance(env, vmas.Environment):
         return "vmas"
+    if isinstance(env, ModuleType):
+        makers = [name for name in ("parallel_env", "env") if hasattr(env, name)]
+        advice = (
+            f"pass its function: wrap_env({env.__name__.rpartition('.')[2]}.{makers[0]}, ...)"
+            if makers
+            else "pass an environment"
+        )
+        raise TypeError(f"expected an environment, or functions that make one, got the module {env.__name__}; {advice}")
+    if isinstance(env, str):
+        raise TypeError(
+            f"expected an environment, or functions that make one, got the string {env!r}; coterie.envs.make builds the "
+            "embedded environments by name, gymnasium.make and pettingzoo.make their libraries'"
+        )
     parallel = ("possible_agents", "reset", "step", "observation_space", "action_space")
     if all(hasattr(env, name) for name in parallel) and not hasattr(env, "agent_selection"):
         return "pettingzoo"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import types
+
 import gymnasium
 import numpy as np
 import pytest
@@ -106,6 +109,10 @@ def test_copies_of_a_gymnasium_environment():
     env.close()
 
 
+tictactoe_v3 = types.ModuleType("games.tictactoe_v3")
+tictactoe_v3.env = lambda: None
+
+
 class Turns(AECEnv):
     """Agents that act in turn, without names."""
 
@@ -115,7 +122,10 @@ class Turns(AECEnv):
     [
         (Turns(), "expected an environment with a list of names in possible_agents, got None"),
         (3, "expected a PettingZoo ParallelEnv or AECEnv, .* got builtins.int"),
-        ("CartPole-v1", "got builtins.str"),
+        ("CartPole-v1", r"got the string 'CartPole-v1'; coterie.envs.make builds .* gymnasium.make"),
+        (math, "got the module math; pass an environment"),
+        (tictactoe_v3, r"got the module games.tictactoe_v3; .*wrap_env\(tictactoe_v3.env, "),
+        ([tictactoe_v3], "got the module"),
         (None, "got builtins.NoneType"),
         (lambda: 3, "got builtins.int"),
     ],
@@ -123,6 +133,9 @@ class Turns(AECEnv):
 def test_what_cannot_be_wrapped(env, message):
     with pytest.raises(TypeError, match=message):
         wrap_env(env)
+    if not callable(env) and not isinstance(env, (Turns, list)):
+        with pytest.raises(TypeError, match=message):  # what it is comes before how many are asked for
+            wrap_env(env, num_envs=4)
 
 
 def test_vector_environments_are_refused():
