@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from coterie.preprocessors import RunningScale, RunningStandardScaler
+from tests.agents.ppo_reference_time import ACTIVE
 from tests.agents.ppo_runs import CUTS
-from tests.agents.q_runs import Case, run_by_both
-from tests.agents.q_teams import alike, networks, remembering, two_kinds
+from tests.agents.q_reference import Stretch
+from tests.agents.q_runs import Case, Run, run_by_both
+from tests.agents.q_teams import Maker, alike, networks, remembering, two_kinds
 
 GRU = networks(False, rnn="gru", rnn_size=5, sequence_length=3)
 LSTM = networks(True, rnn="lstm", rnn_size=4, sequence_length=3)
@@ -61,3 +63,26 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_updates(case: Case) -> None:
     run_by_both(case)
+
+
+@pytest.mark.parametrize("style", ["lives", "waits", None])
+@pytest.mark.parametrize("models", [SHARED, remembering("gru", share=False)], ids=["layers", "cells"])
+def test_agents_act_on_what_they_learn_to_remember(models: Maker, style: str | None) -> None:
+    """The reference's walk through each episode says what the library's agents, which are greedy here, have chosen."""
+    cfg = {"learning_starts": 99, "exploration_epsilon": 0.0}
+    run = Run(Case("", "iql", models=models, style=style, masked=True, endings=CUT, cfg=cfg))
+    run.finish()
+    chosen = 0
+    for rows in run.reference.history.rows:
+        starts = [n for n, row in enumerate(rows) if row.first]
+        for first, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+            episode = rows[first:end]
+            for uid in run.names:
+                values = run.reference.along(run.reference.models[uid]["q"], uid, Stretch(0, 0, 0, rows=episode))
+                for q, row in zip(values, episode, strict=True):
+                    if row.step and row.status[uid] == ACTIVE:
+                        allowed = row.allowed[uid] or [True] * len(q)
+                        best = max((a for a in range(len(q)) if allowed[a]), key=lambda a, q=q: float(q[a].detach()))
+                        assert row.actions[uid] == best
+                        chosen += 1
+    assert chosen > 50
