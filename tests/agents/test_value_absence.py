@@ -73,7 +73,7 @@ def snapshot(
     assert {s for rows in lives.plan.status.values() for row in rows for s in row} == {ACTIVE, WAITING, ABSENT}
     settings = {
         "batch_size": 4,
-        "update_interval": 2,
+        "update_interval": 3,
         "target_update_interval": 3,
         "learning_rate": 1e-2,
         "state_preprocessor": {**dict.fromkeys("abc", RunningStandardScaler), "d": None},
@@ -105,8 +105,8 @@ def snapshot(
     agent.track_data = listening
     agent.records.tracker = Listening(None)
     lives.play(agent, as_it_is if spoiler is None else spoiler)
-    assert sum(agent._steps_taken.values()) > 7, "there was something to learn from"
-    assert len(metrics) > 40
+    assert sum(agent._steps_taken.values()) > 5, "there was something to learn from"
+    assert len(metrics) > 30
     kept = everything(agent)
     memory_of_team = kept.pop("memory")
     kept |= {f"stored {name}": tensor for name, tensor in memory_of_team["tensors"].items()}

@@ -24,7 +24,7 @@ NORMALISED: dict[str, Any] = {
 }
 
 
-def training(env: Toy, steps: int = 15) -> Any:
+def training(env: Toy, steps: int = 11) -> Any:
     return {**QUIET, "timesteps": steps}
 
 

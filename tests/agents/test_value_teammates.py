@@ -67,8 +67,7 @@ def state_of(agent: Any, uids: str) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("role", ["q", "policy"])
-@pytest.mark.parametrize("who", ["a", "c"])
+@pytest.mark.parametrize(("role", "who"), [("q", "a"), ("policy", "c")])
 def test_frozen_teammates_act_and_stay_as_they_are(kind: str, role: str, who: str) -> None:
     env = Toy("abc", lengths=(3, 4, 9))
     agent = value_team(env, kind, {who: network(role, env, who)}, state_preprocessor=RunningStandardScaler)
@@ -179,8 +178,7 @@ def ppo_team(env: Toy, kind: Any, others: dict[str, dict[str, Any]], **cfg: Any)
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("other", [MAPPO, IPPO])
+@pytest.mark.parametrize(("kind", "other"), [("qmix", MAPPO), ("vdn", IPPO), ("iql", MAPPO)])
 def test_values_act_in_a_team_that_learns_policies(kind: str, other: Any, tmp_path: Path) -> None:
     env = Toy("ab", lengths=(3, 4, 9))
     teacher = value_team(env, kind, {}, state_preprocessor=RunningStandardScaler)
