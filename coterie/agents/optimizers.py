@@ -95,7 +95,7 @@ class SetOptimizers:
         self._limits = torch.tensor(limits, device=storage.data.device).unsqueeze(1)
         self._clips = any(math.isfinite(limit) for limit in limits)
         self._active = [True] * len(settings)
-        self._batches: list[_AdamBatch] | None = None  # gathered for the next step, from what holds by then
+        self._batches: list[_AdamBatch] | None = None  # None where the next step has to gather them anew
 
     def _adam(self, s: int, setting: OptimizerSettings) -> torch.optim.Adam:
         groups = []
@@ -137,7 +137,7 @@ class SetOptimizers:
                     group["lr"] = scheduled_value("learning_rate", rate, timestep, timesteps)
         self._storage.link()
         self._active = [True] * len(self._settings) if taking_part is None else list(taking_part)
-        self._batches = None
+        self._batches = self._gather()
 
     def _gather(self) -> list[_AdamBatch]:
         batches: dict[tuple[Any, ...], _AdamBatch] = {}
