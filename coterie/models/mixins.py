@@ -190,7 +190,7 @@ class GaussianMixin(StochasticMixin):
             raise TypeError(
                 f"{type(self).__name__}.compute must return (mean, log_std, {{}}), got {len(tensors)} tensor(s)"
             )
-        if tensors[1].shape[-1] != 1:  # one number may stand for all actions
+        if tensors[1].dim() and tensors[1].shape[-1] != 1:  # one number may stand for all actions
             _check_width(tensors[1], self, "log_std")
         return mean, self._log_std(tensors[1])
 

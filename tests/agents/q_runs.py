@@ -100,8 +100,8 @@ class Run:
             self.cfg,
             self.team.shared_observation_spaces,
         )
-        self._part_targets()
         self._begin()
+        self._part_targets()
         self.data = torch.Generator().manual_seed(7 + seed)
         self.filler, self.garbage = 1e3, 777.0  # of final states where nothing ended; of those who are not there
         self.plan = make_plan(names, E, T, case.endings, case.style or "present", 39 + seed)
@@ -199,6 +199,8 @@ class Run:
         k, names = self.timestep, self.names
         if k in self.case.interrupted:
             self._begin()
+            if not self.updates:
+                self._part_targets()  # they begin where the online ones are
             self.reference.history.interrupt()
         actions, _, _ = self.agent.act(self.states, k, self.timesteps, self._told(self.masks))
         actions = {uid: actions[uid].clone() for uid in names}

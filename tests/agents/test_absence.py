@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from coterie.preprocessors import PopArt, RunningStandardScaler, ValueNorm
@@ -57,7 +58,12 @@ class Spoiler:
             return tensor
         plan = self.run.plan
         where = plan.mask(self.whom, uid, k + 1 if what == "next_states" else k)
-        new = junk(what, tensor, self.generator) if self.whom == ABSENT else other(what, tensor)
+        if self.whom == ABSENT:
+            new = junk(what, tensor, self.generator)
+        elif what == "actions" and not tensor.is_floating_point():
+            new = self._another_choice(uid, tensor)
+        else:
+            new = other(what, tensor)
         if what == "terminated":  # an episode is over when all agents are said to be done
             new = new | plan.over(k)
         if what == "final_states" and self.whom == ABSENT:  # who dies in the last step is not there after it
@@ -66,12 +72,22 @@ class Spoiler:
             self.changed.add(what)
         return torch.where(where, new, tensor)
 
+    def _another_choice(self, uid: str, actions: Tensor) -> Tensor:
+        """Other actions than those ``[E, k]`` taken, where the masks allow any."""
+        space, mask = self.run.team.action_spaces[uid], self.run.masks.choices(uid)
+        assert mask is not None
+        sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()
+        parts = zip(mask.split(sizes, dim=1), actions.split(1, dim=1), strict=True)
+        others = [allowed.scatter(1, taken, False) for allowed, taken in parts]
+        best = torch.cat([other.int().argmax(dim=1, keepdim=True) for other in others], dim=1)
+        return torch.where(torch.cat([other.any(dim=1, keepdim=True) for other in others], dim=1), best, actions)
+
 
 def other(what: str, tensor: Tensor) -> Tensor:
     """Something else that is possible."""
     if what == "action_masks":
         return torch.ones_like(tensor)
-    return tensor + 0.1 if tensor.is_floating_point() else 1 - tensor.clamp(max=1)
+    return tensor + 0.1
 
 
 def snapshot(

@@ -351,7 +351,7 @@ def test_another_number_of_environments_is_shown() -> None:
     agent = build(IPPO)
     arguments = [by_agent(OBSERVATIONS, 5), dict.fromkeys(NAMES, torch.zeros(5, 1, dtype=torch.int64)), by_agent(1, 5)]
     ends = dict.fromkeys(NAMES, torch.zeros(5, 1, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"rewards\['a'\]: expected a tensor of shape \[3, 1\], got \[5, 1\]"):
+    with pytest.raises(ValueError, match=r"of 3 environments, .* \(num_envs\), got steps of 5: .*num_envs=5"):
         agent.record_transition(*arguments, by_agent(OBSERVATIONS, 5), ends, ends, {}, 0, 1)
 
 

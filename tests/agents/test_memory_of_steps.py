@@ -144,7 +144,7 @@ def test_the_trainer_tells_the_size_beside_its_progress(shown: bool, capsys: pyt
 
 def test_nothing_is_told_of_agents_that_keep_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     env = two_kinds()
-    agent = team(env, "vdn", None)
+    agent = team(env, "vdn", None, trainable=False)
     SequentialTrainer(env, agent, cfg={**QUIET, "timesteps": 3, "disable_progressbar": False}).train()
     assert "memory of steps" not in capsys.readouterr().err
 

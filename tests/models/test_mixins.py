@@ -507,7 +507,7 @@ def test_bernoulli_against_torch(states: Tensor, probabilities: bool) -> None:
 
 def test_bernoulli_by_hand() -> None:
     # p = 3/4: log 3/4, log 1/4; entropy 3/4 log 4/3 + 1/4 log 4
-    distribution = Switches(reduction="none").make_distribution([torch.tensor([[math.log(3.0), math.log(3.0)]])])
+    distribution = Switches(spaces.MultiBinary(2), reduction="none").make_distribution([torch.tensor([[math.log(3.0), math.log(3.0)]])])
     log_prob = distribution.log_prob(torch.tensor([[1, 0]]))
     torch.testing.assert_close(log_prob, torch.tensor([[math.log(0.75), math.log(0.25)]]))
     entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
@@ -524,7 +524,7 @@ def test_bernoulli_frequencies() -> None:
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_bernoulli_at_the_extremes_is_finite(probabilities: bool) -> None:
     extremes = torch.tensor([[0.0, 1.0] if probabilities else [-200.0, 200.0]], requires_grad=True)
-    distribution = Switches(probabilities=probabilities, reduction="none").make_distribution([extremes])
+    distribution = Switches(spaces.MultiBinary(2), probabilities, reduction="none").make_distribution([extremes])
     terms = distribution.log_prob(torch.tensor([[0, 1]])), distribution.entropy()
     for term in terms:
         torch.testing.assert_close(term, torch.zeros(1, 2), atol=1e-5, rtol=0)
