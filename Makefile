@@ -18,7 +18,7 @@ train: .venv/.stamp-train ## install the library, then train MAPPO on a cooperat
 	$(PYTHON) examples/mappo_spread.py
 
 test: .venv/.stamp-dev ## run the tests, without the slow ones
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test-slow: .venv/.stamp-dev ## run only the slow tests: learning runs and other long checks
 	$(PYTHON) -m pytest -m slow

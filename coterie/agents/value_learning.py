@@ -281,13 +281,14 @@ class ValueLearner(OffPolicyAgent):
         drawn = self._storage.draw(cfg["batch_size"], *self._window_size(learner))
         streams = self._streams(learner, drawn)
         outcomes = [self._outcome(stream, cfg) for stream in streams]
-        loss, counts = self._loss(learner, streams, outcomes, drawn.window.weights)
-        *amounts, total = torch.cat([counts, loss.detach().unsqueeze(0)]).tolist()  # one wait for the device
+        losses, counts = self._losses(learner, streams, outcomes, drawn.window.weights)
+        amounts, numbers = torch.stack([counts, losses.detach()]).tolist()  # one wait for the device
         taking_part = [amount > 0 for amount in amounts]
         if not any(taking_part):
             return
-        if not math.isfinite(total):
-            raise self._no_number(learner, drawn, total)
+        if not all(map(math.isfinite, numbers)):
+            raise self._no_number(learner, drawn, numbers)
+        loss = losses.sum()
         learner.optimizers.begin_update(timestep, timesteps, taking_part)
         norms = learner.optimizers.step(loss)
         check_gradients([norms], learner.set_names())
@@ -300,8 +301,8 @@ class ValueLearner(OffPolicyAgent):
         if self.records.tracker.enabled:
             self._track(learner, streams, outcomes, loss, norms, (timestep, timesteps))
 
-    def _no_number(self, learner: Learner, drawn: Drawn, loss: float) -> ValueError:
-        """What is wrong where a loss is no finite number."""
+    def _no_number(self, learner: Learner, drawn: Drawn, losses: Sequence[float]) -> Exception:
+        """What is wrong where a loss of a parameter set is no finite number."""
         seen = {f"{what} of {list(g.names)}": drawn.of(what, g) for g in self.groups for what in ("states", "rewards")}
         if drawn.shared is not None:
             seen["shared states"] = drawn.shared
@@ -310,9 +311,12 @@ class ValueLearner(OffPolicyAgent):
                 return ValueError(
                     f"{what} in the replay memory: expected finite numbers, got others; nothing was learned from them"
                 )
-        return ValueError(
-            f"the loss of {learner.names} is {loss}: expected a finite number; nothing was learned from it. Values may have "
-            "grown without bound: try a lower learning_rate, a bound of grad_norm_clip, or smaller rewards"
+        parts = zip(learner.set_names(), losses, strict=True)
+        agents, loss = next((names, loss) for names, loss in parts if not math.isfinite(loss))
+        return FloatingPointError(
+            f"the loss of {agents} is {loss}: expected a finite number; nothing was learned from it. A model returned it, or "
+            "values have grown without bound: look at compute, or try a lower learning_rate, a bound of grad_norm_clip, or "
+            "smaller rewards"
         )
 
     @abstractmethod
@@ -402,14 +406,14 @@ class ValueLearner(OffPolicyAgent):
         rows = len(stream.predicted)
         return targets[:rows], known[:rows]
 
-    def _loss(
+    def _losses(
         self,
         learner: Learner,
         streams: Sequence[Stream],
         outcomes: Sequence[tuple[Tensor, Tensor]],
         weights: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """The sum over parameter sets of the mean of what counts of a set, and how much that is ``[S]``."""
+        """The mean of what counts of each parameter set, and how much that is: ``[S]`` each."""
         losses, counts = [], []
         for stream, (targets, known) in zip(streams, outcomes, strict=True):
             counts.append(known.sum(dim=(0, 1, 3)))
@@ -417,7 +421,7 @@ class ValueLearner(OffPolicyAgent):
             losses.append(mean * counts[-1])
         sets = learner.num_sets  # a learner of several sets has one group, ordered by set
         count = torch.cat(counts).view(sets, -1).sum(dim=1)
-        return (torch.cat(losses).view(sets, -1).sum(dim=1) / count.clamp_min(1)).sum(), count
+        return torch.cat(losses).view(sets, -1).sum(dim=1) / count.clamp_min(1), count
 
     def _track(
         self,

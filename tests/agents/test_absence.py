@@ -87,7 +87,7 @@ def other(what: str, tensor: Tensor) -> Tensor:
     """Something else that is possible."""
     if what == "action_masks":
         return torch.ones_like(tensor)
-    return tensor + 0.1
+    return tensor + 0.1 if tensor.is_floating_point() else 1 - tensor.clamp(max=1)
 
 
 def snapshot(

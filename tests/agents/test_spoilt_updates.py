@@ -77,8 +77,26 @@ def test_an_update_of_action_values_is_looked_at_too() -> None:
     agent = IQL(["a", "b"], models, memories, cfg=cfg)
     with torch.no_grad():
         next(models["b"]["q"].parameters()).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match=r"update of \['b'\]"):
+    others = [p.detach().clone() for p in models["a"]["q"].parameters()]
+    with pytest.raises(FloatingPointError, match=r"the loss of \['b'\] is nan: .*nothing was learned"):
         train(env, agent, 16)
+    assert all(torch.equal(p, q) for p, q in zip(models["a"]["q"].parameters(), others, strict=True))
+
+
+def test_gradients_of_action_values_are_looked_at_too() -> None:
+    """A root of nothing is a finite number, and has no slope."""
+
+    class Rooted(QNetwork):
+        def compute(self, inputs: Any, role: str = "") -> tuple[Any, ...]:
+            q = super().compute(inputs, role)[0]
+            return q + (q - q).sqrt(), {}
+
+    env = Toy("ab")
+    models: Any = {"a": {"q": QNetwork(box(3), CHOICE, hidden=(4,))}, "b": {"q": Rooted(box(3), CHOICE, hidden=(4,))}}
+    memories = {uid: ReplayMemory(32, env.num_envs) for uid in "ab"}
+    cfg = {"batch_size": 4, "learning_starts": 0, "update_interval": 1, "experiment": OFF}
+    with pytest.raises(FloatingPointError, match=r"update of \['b'\].*parameters are spoilt"):
+        train(env, IQL(["a", "b"], models, memories, cfg=cfg), 16)
 
 
 def test_infinity_counts_and_large_numbers_do_not() -> None:

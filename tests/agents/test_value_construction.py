@@ -185,11 +185,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ConfigError,
         "burn_in 2: episodes are drawn from their first step on",
     ),
-    "sequences of one step": (
-        lambda: team(ENV, rnn="gru", options={"sequence_length": 1}),
-        ConfigError,
-        r"recurrent models of \['a', 'b'\] have sequence_length 1: expected at least 2",
-    ),
     "a divergence": (
         lambda: team(ENV, learning_rate_scheduler=KLAdaptiveLR),
         ConfigError,
