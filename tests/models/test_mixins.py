@@ -507,7 +507,8 @@ def test_bernoulli_against_torch(states: Tensor, probabilities: bool) -> None:
 
 def test_bernoulli_by_hand() -> None:
     # p = 3/4: log 3/4, log 1/4; entropy 3/4 log 4/3 + 1/4 log 4
-    distribution = Switches(spaces.MultiBinary(2), reduction="none").make_distribution([torch.tensor([[math.log(3.0), math.log(3.0)]])])
+    logits = torch.full((1, 2), math.log(3.0))
+    distribution = Switches(spaces.MultiBinary(2), reduction="none").make_distribution([logits])
     log_prob = distribution.log_prob(torch.tensor([[1, 0]]))
     torch.testing.assert_close(log_prob, torch.tensor([[math.log(0.75), math.log(0.25)]]))
     entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
