@@ -152,6 +152,7 @@ class Learner:
     sequence_length: int = 1
     value_preprocessor: SetPreprocessor | None = None
     reward_preprocessor: SetPreprocessor | None = None
+    mixer_preprocessor: SetPreprocessor | None = None
     optimizers: SetOptimizers | None = None
 
     @property
@@ -188,6 +189,8 @@ class Learner:
             yield "value_preprocessor", self.value_preprocessor
         if self.reward_preprocessor is not None:
             yield "reward_preprocessor", self.reward_preprocessor
+        if self.mixer_preprocessor is not None:
+            yield "shared_state_preprocessor", self.mixer_preprocessor
 
     def set_names(self) -> list[list[str]]:
         """Names of the agents of each parameter set."""

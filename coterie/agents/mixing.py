@@ -41,7 +41,7 @@ class MixedValues(ValueLearner):
         :param target: whether it is the target network's
         """
 
-    def _mixer_states(self, drawn: Drawn) -> Tensor | None:
+    def _mixer_states(self, learner: Learner, drawn: Drawn) -> Tensor | None:
         """What a mixer sees of all rows, ``[R, B, F]``; None for nothing."""
         return None
 
@@ -51,7 +51,7 @@ class MixedValues(ValueLearner):
         parts = [self._values(learner, group, drawn) for group in learner.groups]
         predicted, following = (torch.cat(values, dim=2) for values in zip(*parts, strict=True))
         acting = self._acting_rows(learner, drawn)
-        states = self._mixer_states(drawn)
+        states = self._mixer_states(learner, drawn)
         done = len(predicted)
 
         def mixed(values: Tensor, start: int, rows: int, target: bool) -> Tensor:

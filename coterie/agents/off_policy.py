@@ -13,6 +13,8 @@ from torch import Tensor
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.checks import check_replay_memories
 from coterie.agents.groups import Learner
+from coterie.agents.masks import blank
+from coterie.agents.moments import Moment
 from coterie.agents.recording import LastMoment, RecordingAgent, Transition
 from coterie.agents.replay_storage import SHARED, ReplayStorage
 from coterie.memories.replay import ReplayMemory
@@ -137,7 +139,14 @@ class OffPolicyAgent(RecordingAgent):
             cut = torch.zeros_like(cut)
         team = {"team_terminated": over & ~cut, **self._shared_row(step.infos, "shared_states")}
         grown = self._storage.add(rows, masks, team)
-        self._learn_scales(rows, masks)
+        moment = Moment(
+            self.groups,
+            self.possible_agents,
+            lambda group: blank(rows[group.names[0]]["states"], masks[group.names[0]]["present"]),
+            team.get(SHARED),
+            lambda group: masks[group.names[0]]["present"],
+        )
+        self._learn_scales(rows, masks, moment)
         last = self._last_moment(step) if self._bootstraps else None
         self._struck = None
         if last is not None:
@@ -183,9 +192,14 @@ class OffPolicyAgent(RecordingAgent):
 
     @abstractmethod
     def _learn_scales(
-        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]]
+        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]], moment: Moment
     ) -> None:
-        """Let normalisers of those that learn do so from a step, of each group by its first agent; each step counts once."""
+        """Let normalisers of those that learn do so from a step; each step counts once.
+
+        :param rows: what is stored of each group, by its first agent
+        :param masks: likewise
+        :param moment: what could be seen
+        """
 
     # ---- learning --------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,13 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import gymnasium
+import torch
 from torch import Tensor
 
-from coterie.agents.config import Config, Key, one_of
+from coterie.agents.config import Config, Key, keyword_arguments, normaliser, one_of
 from coterie.agents.groups import Learner
 from coterie.agents.mixing import MixedValues
+from coterie.agents.moments import Moment
 from coterie.agents.replay_storage import Drawn
 from coterie.agents.shared_input import SharedInput
 from coterie.agents.value_config import VALUE_DEFAULT_CONFIG, VALUE_KEYS
@@ -23,6 +25,8 @@ __all__ = ["QMIX", "QMIX_DEFAULT_CONFIG"]
 QMIX_DEFAULT_CONFIG = Config({
     **VALUE_DEFAULT_CONFIG.copy(),
     "mixer_input": "state",               # "state", "observations" of all, or "both"
+    "shared_state_preprocessor": None,    # class of a normaliser of what the mixer sees, e.g. RunningStandardScaler
+    "shared_state_preprocessor_kwargs": {}, # its keyword arguments; size and device are filled in
 })
 # fmt: on
 
@@ -43,7 +47,10 @@ class QMIX(MixedValues):
     KEYS: ClassVar[Mapping[str, Key]] = {
         **VALUE_KEYS,
         "mixer_input": one_of("state", "observations", "both", per_agent=False),
+        "shared_state_preprocessor": normaliser(),
+        "shared_state_preprocessor_kwargs": keyword_arguments(),
     }
+    COMMON_KEYS: ClassVar[tuple[str, ...]] = (*MixedValues.COMMON_KEYS, "shared_state_preprocessor")
     learned_roles: ClassVar[tuple[str, ...]] = ("q", "mixer")
 
     def _build(self) -> None:
@@ -90,11 +97,32 @@ class QMIX(MixedValues):
     def shared_space(self) -> gymnasium.Space | int:
         return self._input.state_space()
 
+    def _make_preprocessors(self, learner: Learner) -> None:
+        super()._make_preprocessors(learner)
+        if self.learns(learner):
+            key, mixer = "shared_state_preprocessor", self.models[learner.names[0]]["mixer"]
+            self._check_agreement(learner, key)
+            learner.mixer_preprocessor = self._preprocessor(learner, key, mixer.num_observations)
+
+    def _learn_scales(
+        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]], moment: Moment
+    ) -> None:
+        super()._learn_scales(rows, masks, moment)
+        for learner in filter(self.learns, self.learners):
+            if learner.mixer_preprocessor is not None:
+                acting = [masks[group.names[0]]["active"] for group in learner.groups]
+                known = [mask for mask in acting if mask is not None]
+                anyone = torch.cat(known, dim=1).any(dim=1, keepdim=True) if len(known) == len(acting) else None
+                learner.mixer_preprocessor(self._input.of(moment).unsqueeze(1), train=True, mask=anyone)
+
     def _settle_shared(self, infos: Mapping[str, Any]) -> None:
         self._input.settle(infos)
 
-    def _mixer_states(self, drawn: Drawn) -> Tensor | None:
-        return self._input.of(drawn.moment()).unflatten(0, drawn.window.rows.shape)
+    def _mixer_states(self, learner: Learner, drawn: Drawn) -> Tensor | None:
+        states = self._input.of(drawn.moment())
+        if learner.mixer_preprocessor is not None:
+            states = learner.mixer_preprocessor(states.unsqueeze(1)).squeeze(1)
+        return states.unflatten(0, drawn.window.rows.shape)
 
     def _mix(
         self, learner: Learner, q_values: Tensor, active: Tensor | None, states: Tensor | None, target: bool

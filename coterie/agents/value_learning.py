@@ -27,6 +27,7 @@ from coterie.agents.checks import check_gradients, check_q_models
 from coterie.agents.config import Config, ConfigError, Key, scheduled_value
 from coterie.agents.group_networks import GroupNetworks, Recall
 from coterie.agents.groups import Group, Learner
+from coterie.agents.moments import Moment
 from coterie.agents.off_policy import OffPolicyAgent
 from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
 from coterie.agents.replay_storage import Drawn
@@ -240,7 +241,7 @@ class ValueLearner(OffPolicyAgent):
         return [group for learner in self.learners if self.learns(learner) for group in learner.groups]
 
     def _learn_scales(
-        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]]
+        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]], moment: Moment
     ) -> None:
         for group in self._learning_groups():
             if group.state_preprocessor is not None:

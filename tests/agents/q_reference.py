@@ -56,6 +56,7 @@ class ParameterSet:
     scheduler: Any
     state_scales: dict[Any, Normaliser]
     reward_scale: Spread | None
+    mixer_scale: Normaliser
 
 
 @dataclass
@@ -156,6 +157,7 @@ class ReferenceQ:
             scheduler and scheduler(optimizer, **self.setting("learning_rate_scheduler_kwargs", first)),
             {self.kinds[uid]: normaliser(kind, kwargs) for uid in names},
             None if self.setting("reward_preprocessor", first) is None else Spread(),
+            normaliser(self.cfg.get("shared_state_preprocessor"), self.cfg.get("shared_state_preprocessor_kwargs", {})),
         )
 
     def set_of(self, uid: str) -> ParameterSet:
@@ -172,6 +174,10 @@ class ReferenceQ:
                 seen = [row.seen[uid] for row in added if row.status[uid] == ACTIVE]
                 if seen:
                     owner.state_scales[self.kinds[uid]].learn(torch.stack(seen))
+            if "mixer_input" in self.cfg:
+                played = [row for row in added if any(row.status[uid] == ACTIVE for uid in owner.names)]
+                if played:
+                    owner.mixer_scale.learn(torch.stack([self._shared(row) for row in played]))
             if owner.reward_scale is None:
                 continue
             for row in added:
@@ -314,7 +320,8 @@ class ReferenceQ:
             acting = [uid in both and row.status[uid] == ACTIVE for uid in self.names]
             values = [both[uid][part][k] if acts else None for uid, acts in zip(self.names, acting, strict=True)]
             mixer = models[first].get("mixer")
-            return mix(mixer, values, None if mixer is None else self._mixer_state(row))
+            scale = self.set_of(first).mixer_scale
+            return mix(mixer, values, None if mixer is None else scale.normalise(self._shared(row).unsqueeze(0))[0])
 
         predicted = {deed.row: together(0, deed.row, self.models) for deed in done if self.whole or deed.row == 0}
         with torch.no_grad():
@@ -325,7 +332,8 @@ class ReferenceQ:
             }
         return self._errors(n, predicted, done, following, first)
 
-    def _mixer_state(self, row: Row) -> Tensor:
+    def _shared(self, row: Row) -> Tensor:
+        """What a mixer sees."""
         kind = self.cfg["mixer_input"]
         parts = [row.state] if kind in ("state", "both") else []
         parts += [row.shown[uid] for uid in self.names] if kind in ("observations", "both") else []

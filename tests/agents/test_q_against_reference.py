@@ -25,6 +25,7 @@ from tests.agents.q_teams import (
 )
 
 THREE = ("a0", "a1", "a2")
+STATE_SCALER = {"shared_state_preprocessor": RunningStandardScaler}
 SCALER = {"state_preprocessor": RunningStandardScaler, "reward_preprocessor": RunningScale}
 HARD = {"target_update_interval": 4}
 BREAKS = (7, 10, 13, 16, 17, 20)
@@ -68,6 +69,9 @@ CASES = [
     Case("crossing", "qmix", two_kinds, mixer=crossing),
     Case("observations", "qmix", two_kinds, cfg={"mixer_input": "observations"}),
     Case("both", "qmix", two_kinds, cfg={"mixer_input": "both"}),
+    Case("state, normalised", "qmix", two_kinds, cfg=STATE_SCALER),
+    Case("both, normalised", "qmix", two_kinds, cfg={**STATE_SCALER, "mixer_input": "both"}),
+    Case("normalised, teammates", "qmix", lambda: two_kinds(scripted=("b0",)), cfg=STATE_SCALER),
     # memories
     Case("iql, prioritized", "iql", memory="prioritized", cfg={"learning_starts": 0, "update_interval": 2}),
     Case("iql, prioritized, unequal", "iql", models=unequal, memory="prioritized"),

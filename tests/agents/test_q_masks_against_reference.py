@@ -14,6 +14,7 @@ from tests.agents.ppo_runs import CUTS, TOLERANCE
 from tests.agents.q_runs import Case, Run, run_by_both
 from tests.agents.q_teams import alike, attention, by_hand, crossing, pairs, shared, two_kinds
 
+STATE_SCALER = {"shared_state_preprocessor": RunningStandardScaler, "mixer_input": "both"}
 SCALER = {"state_preprocessor": RunningStandardScaler, "reward_preprocessor": RunningScale}
 CUT = (*CUTS, CUTS[0])
 BREAKS = (7, 10, 13, 16, 17, 20)
@@ -40,6 +41,7 @@ CASES = [
     Case("iql, leaves", "iql", cfg={"n_step": 3}, style="leaves", masked=True),
     Case("vdn, lives", "vdn", style="lives"),
     Case("vdn, lives, episodes", "vdn", two_kinds, memory="episodes", cfg={"n_step": 3}, style="lives"),
+    Case("qmix, lives, state normalised", "qmix", models=shared, cfg=STATE_SCALER, style="lives", masked=True),
     Case("vdn, lives, scales", "vdn", models=shared, cfg=SCALER, style="lives", masked=True),
     Case("vdn, leaves", "vdn", cfg={"n_step": 3, "time_limit_bootstrap": False}, style="leaves"),
     Case("qmix, lives", "qmix", two_kinds, cfg={"mixer_input": "both"}, style="lives", masked=True),

@@ -83,7 +83,7 @@ def snapshot(
         **cfg,
     }
     if kind == "qmix":
-        settings["mixer_input"] = "both"
+        settings |= {"mixer_input": "both", "shared_state_preprocessor": RunningStandardScaler}
     if rnn is not None and memory == "replay":
         settings["burn_in"] = 2
     agent: Any = KINDS[kind](
