@@ -84,7 +84,7 @@ def check_models(
     :param learned_roles: the roles of what they learn, first that of the models they act by
 
     :raises TypeError: something that is no model, or a policy without a distribution
-    :raises ValueError: an agent without a model to act by, or critics for some agents only
+    :raises ValueError: an agent without a model to act by, models that nothing would learn from, or critics for some agents only
     """
     first, *others = learned_roles
     for uid, roles in models.items():
@@ -92,6 +92,12 @@ def check_models(
         if acting not in roles or (uid in learning and acting != first):
             others_too = "" if acting not in roles else f" ({acting!r} is for agents with cfg['trainable'] False)"
             raise ValueError(f"models[{uid!r}]: expected a {first!r}, got {sorted(roles)}{others_too}")
+        unknown = sorted(set(roles) - set(learned_roles)) if uid in learning else []
+        if unknown:
+            raise ValueError(
+                f"models[{uid!r}]: got {unknown}, which this algorithm would never train; expected the roles "
+                f"{list(learned_roles)} alone"
+            )
         for role, model in roles.items():
             if not isinstance(model, Model):
                 raise TypeError(f"models[{uid!r}][{role!r}]: expected a coterie Model, got {type(model).__name__}")

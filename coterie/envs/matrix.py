@@ -202,7 +202,7 @@ class Climbing(MatrixGame):
     ``climbing-nostate``; other packages have the matrix transposed, which only swaps the agents).
 
     The observation is the constant 1 and shows no clock, so the end of the 25 repetitions is a truncation. Agents whose
-    ``time_limit_bootstrap`` is off, as it is by default, learn from it as from a termination.
+    ``time_limit_bootstrap`` is off (the default of MAPPO and IPPO) learn from it as from a termination.
 
     :param max_cycles: repetitions in an episode
     :param kwargs: ``seed``, as for :class:`MatrixGame`
