@@ -84,7 +84,7 @@ def check_models(
     :param learned_roles: the roles of what they learn, first that of the models they act by
 
     :raises TypeError: something that is no model, or a policy without a distribution
-    :raises ValueError: an agent without a model to act by, models that nothing would learn from, or critics for some agents only
+    :raises ValueError: an agent without a model to act by, or with one that would never be trained; critics for some only
     """
     first, *others = learned_roles
     for uid, roles in models.items():

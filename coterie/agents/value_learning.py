@@ -13,6 +13,7 @@ Double Q-learning: van Hasselt et al. 2016, arXiv 1509.06461.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,6 @@ from torch import Tensor
 from coterie import functional
 from coterie.agents.checks import check_gradients, check_q_models
 from coterie.agents.config import Config, ConfigError, Key, scheduled_value
-from coterie.agents.group_networks import GroupNetworks, Recall
 from coterie.agents.groups import Group, Learner
 from coterie.agents.moments import Moment
 from coterie.agents.off_policy import OffPolicyAgent
@@ -33,10 +33,16 @@ from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
 from coterie.agents.replay_storage import Drawn
 from coterie.agents.targets import TargetNetworks
 from coterie.agents.value_config import VALUE_DEFAULT_CONFIG, VALUE_KEYS
+from coterie.agents.window_values import window_values
 from coterie.memories import EpisodeMemory, PrioritizedMemory
 from coterie.models.base import Model
 
 __all__ = ["Stream", "ValueLearner"]
+
+_log = logging.getLogger(__name__)
+
+#: number of actions from which it shows whether enough of them are learned from
+ENOUGH = 100
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ class ValueLearner(OffPolicyAgent):
         check_q_models({uid: self.models[uid]["q"] for uid in self.learning_agents}, self.action_spaces)
         #: number of optimizer steps of each learner, by its first agent
         self._steps_taken: dict[str, int] = {}
+        #: of how many actions what they led to was known, and how many there were, in the first draws of each learner
+        self._known: dict[str, tuple[int, int]] = {}
         self._targets: dict[str, TargetNetworks] = {}
         originals = {uid: {role: self.models[uid][role] for role in self._trained(uid)} for uid in self.learning_agents}
         copies: dict[str, dict[str, Model]] = copy.deepcopy(originals)
@@ -95,7 +103,7 @@ class ValueLearner(OffPolicyAgent):
             self._check_settings(learner)
             mixed = self._mixed_precision(leader)
             self._targets[leader] = TargetNetworks(learner, twin, copies, originals, self.device, mixed)
-            self._steps_taken[leader] = 0
+            self._steps_taken[leader], self._known[leader] = 0, (0, 0)
             if self.memories is not None:
                 settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
                 learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
@@ -282,6 +290,8 @@ class ValueLearner(OffPolicyAgent):
         drawn = self._storage.draw(cfg["batch_size"], *self._window_size(learner))
         streams = self._streams(learner, drawn)
         outcomes = [self._outcome(stream, cfg) for stream in streams]
+        if self._known[leader][1] < ENOUGH:
+            self._count_known(learner, streams, outcomes)
         losses, counts = self._losses(learner, streams, outcomes, drawn.window.weights)
         amounts, numbers = torch.stack([counts, losses.detach()]).tolist()  # one wait for the device
         taking_part = [amount > 0 for amount in amounts]
@@ -301,6 +311,23 @@ class ValueLearner(OffPolicyAgent):
             self._targets[leader].follow(cfg["polyak"])
         if self.records.tracker.enabled:
             self._track(learner, streams, outcomes, loss, norms, (timestep, timesteps))
+
+    def _count_known(
+        self, learner: Learner, streams: Sequence[Stream], outcomes: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Warn, once there were enough choices, where what most of them led to lies outside of what is drawn."""
+        known, chosen = self._known[learner.names[0]]
+        known += sum(int(counts.sum()) for _, counts in outcomes)
+        chosen += sum(int(stream.active[: len(stream.predicted)].sum()) for stream in streams)
+        self._known[learner.names[0]] = known, chosen
+        if chosen >= ENOUGH and known < 0.75 * chosen:
+            _log.warning(
+                "%s learn from %.0f %% of their actions only: what the others led to, seen when the agent acts again, lies "
+                "outside of the steps that are drawn. Where agents act in turn, set cfg['n_step'] to the number of players, or "
+                "use an EpisodeMemory",
+                learner.names,
+                100 * known / chosen,
+            )
 
     def _no_number(self, learner: Learner, drawn: Drawn, losses: Sequence[float]) -> Exception:
         """What is wrong where a loss of a parameter set is no finite number."""
@@ -325,57 +352,10 @@ class ValueLearner(OffPolicyAgent):
         """The values that a learner's update is about."""
 
     def _values(self, learner: Learner, group: Group, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """Values ``[L, B, A, 1]`` of what a group's agents did (of the first step only, where no others are learned from), and
-        of the states that all L steps led to.
-        """
-        cfg, first = self._settings_of(learner), drawn.window.learn_from
-        online, target = self.networks[group.names], self._targets[learner.names[0]].networks[group.names]
-        states = drawn.of("states", group)
-        states = online.normalised(states.flatten(0, 1)).unflatten(0, states.shape[:2])
-        if self._learns_whole_windows(learner):
-            q = self._over_time(online, group, states, drawn)
-            q, choosing = q[:-1], q[1:].detach()
-        else:
-            q = _row_by_row(online, states[:1])
-            with torch.no_grad():
-                choosing = _row_by_row(online, states[1:]) if cfg["double_q"] else q
-        with torch.no_grad():
-            judging = self._over_time(target, group, states, drawn, 1)
-            allowed = drawn.mask("action_masks", group)
-            following = functional.double_q_values(
-                choosing if cfg["double_q"] else judging, judging, None if allowed is None else allowed[first + 1 :]
-            )
-        return functional.chosen_values(q, drawn.of("actions", group)[first : first + len(q)]), following
-
-    def _over_time(self, networks: GroupNetworks, group: Group, states: Tensor, drawn: Drawn, skip: int = 0) -> Tensor:
-        """Action values of the rows to learn from and of the one behind them, ``[L + 1, B, A, n]``, or without the ``skip``
-        first of them.
-
-        :param states: of all rows, normalised, ``[R, B, A, F]``
-        """
-        window = drawn.window
-        if not networks.remembers:
-            return _row_by_row(networks, states[window.learn_from + skip :])
-        policy, (starts, active) = group.policy, _own_games(drawn, group)
-        assert policy is not None
-
-        def run(rows: slice, memory: Tensor) -> tuple[Tensor, Tensor]:
-            part = states[rows]
-            recall = Recall(
-                memory,
-                starts[rows].flatten(0, 1),
-                None if active is None else active[rows].flatten(0, 1),
-                len(part),
-            )
-            (q, *_), after = networks.outputs(part.flatten(0, 1), recall)
-            assert after is not None
-            return q.unflatten(0, part.shape[:2]), after
-
-        memory = policy.initial_state(*states.shape[1:3])
-        if window.learn_from:
-            with torch.no_grad():
-                memory = run(slice(0, window.learn_from), memory)[1]
-        return run(slice(window.learn_from, None), memory)[0][skip:]
+        """See :func:`~coterie.agents.window_values.window_values`."""
+        networks = self.networks[group.names], self._targets[learner.names[0]].networks[group.names]
+        double = self._settings_of(learner)["double_q"]
+        return window_values(group, *networks, drawn, double, self._learns_whole_windows(learner))
 
     def _standardised(self, learner: Learner, rewards: Tensor) -> Tensor:
         """Rewards ``[L, B, K, 1]`` as they are learned from."""
@@ -449,34 +429,6 @@ class ValueLearner(OffPolicyAgent):
 def _remembers(learner: Learner) -> bool:
     """Whether any of a learner's models is recurrent."""
     return any(group.policy is not None and group.policy.recurrent for group in learner.groups)
-
-
-def _own_games(drawn: Drawn, group: Group) -> tuple[Tensor, Tensor | None]:
-    """The rows before which agents forget, and those that they take in, bool ``[R, B, A, 1]``; None for all.
-
-    As in acting, they forget when their own game ends, whether or not others go on, and remember nothing new while they
-    don't act; but what they saw at last, whose value stands for what a time limit cut off, they look at with what they
-    remembered then. One that plays on after it begins anew at once.
-    """
-    window, active = drawn.window, drawn.mask("active", group)
-    terminated, truncated = drawn.of("terminated", group), drawn.of("truncated", group)
-    steps, starts = (mask.unflatten(-1, (-1, 1, 1)) for mask in (window.steps, window.starts))
-    struck = _row_before(truncated & ~terminated & steps) & ~starts
-    starts = starts | _row_before(terminated & steps)
-    if active is None:
-        return starts | (struck & steps), None
-    at_last = ~active & (struck | ~steps)
-    return starts | (struck & steps & active) | _row_before(at_last & steps), active | at_last
-
-
-def _row_before(mask: Tensor) -> Tensor:
-    """What a mask ``[R, ...]`` says of the row before each row; nothing for the first."""
-    return torch.cat([torch.zeros_like(mask[:1]), mask[:-1]])
-
-
-def _row_by_row(networks: GroupNetworks, states: Tensor) -> Tensor:
-    """Action values ``[R, B, A, n]`` of states ``[R, B, A, F]``."""
-    return networks.outputs(states.flatten(0, 1))[0][0].unflatten(0, states.shape[:2])
 
 
 def _window_errors(streams: Sequence[Stream], outcomes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.agents.value_learning import ValueLearner
+from coterie.agents.window_values import values_over_time
 from coterie.models import Model, QMixin
 from coterie.preprocessors import RunningScale, RunningStandardScaler
 from coterie.trainers import SequentialTrainer
@@ -295,7 +296,7 @@ def test_an_update_sees_the_values_that_were_acted_by(memory: str, style: str, m
             begun_in = drawn.window.starts.cumsum(0) > 0  # whose first row is in the window
             for group in learner.groups:
                 with torch.no_grad():
-                    values = agent._over_time(agent.networks[group.names], group, drawn.of("states", group), drawn)
+                    values = values_over_time(agent.networks[group.names], group, drawn.of("states", group), drawn)
                 then = [mean for of, mean in acted if of == group.names]
                 for r, b in (drawn.window.steps & begun_in)[:-1].nonzero().tolist():
                     row, env = int(drawn.window.rows[r, b]), int(drawn.window.envs[b])
