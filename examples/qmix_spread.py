@@ -17,30 +17,30 @@ from coterie.agents import IQL, QMIX, VDN
 from coterie.envs import make
 from coterie.memories import ReplayMemory
 from coterie.models import build_models
+from coterie.preprocessors import RunningScale
 from coterie.schedulers import LinearSchedule
 from coterie.trainers import SequentialTrainer
 from learning_curve import report
 
 ALGORITHMS = {"qmix": QMIX, "vdn": VDN, "iql": IQL}
 SETTINGS: dict[str, Any] = {
-    "batch_size": 256,
-    "update_interval": 1,
+    "batch_size": 512,
     "learning_starts": 100,
-    "discount_factor": 0.95,
-    "n_step": 3,
-    "learning_rate": LinearSchedule(5e-4, 1e-4),
+    "discount_factor": 0.9,
+    "learning_rate": LinearSchedule(1e-3, 1e-4),
     "target_update_interval": 1,
     "polyak": 0.01,
     "exploration_epsilon": LinearSchedule(1.0, 0.05, fraction=0.2),
+    "reward_preprocessor": RunningScale,
 }
-MEMORY_SIZE = 5_000  # rows of each environment
+MEMORY_SIZE = 2_000  # rows of each environment
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), default="qmix")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timesteps", type=int, default=30_000, help="steps of the vectorised environment")
+    parser.add_argument("--timesteps", type=int, default=48_000, help="steps of the vectorised environment")
     parser.add_argument("--num-envs", type=int, default=32)
     parser.add_argument("--evaluation-episodes", type=int, default=512)
     parser.add_argument("--directory", default="runs")
