@@ -2,8 +2,8 @@
 
     python benchmarks/plot_curves.py docs/spread.png --envs 64 MAPPO=runs/a,runs/b IPPO=runs/c,runs/d
 
-Each argument is a label and the runs it stands for (their median is drawn, with their range shaded).
-
+Each argument is a label and the runs it stands for (their median is drawn, with their range shaded). ``LABEL@32=...`` says that
+these runs had another number of environments. With ``--time`` returns are drawn over seconds of training.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("runs", nargs="+", help="LABEL=DIRECTORY[,DIRECTORY...]")
     parser.add_argument("--envs", type=int, default=1, help="environments stepped together")
+    parser.add_argument(
+        "--time", action="store_true", help="over seconds of training, the runs' median at each evaluation"
+    )
     parser.add_argument("--column", default="evaluation_return")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the values")
     parser.add_argument("--ylabel", default="evaluation return, summed over agents")
@@ -38,16 +41,22 @@ def main() -> None:
     args = parser.parse_args()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for entry in args.runs:
-        label, _, directories = entry.partition("=")
-        curves = [curve(Path(directory), args.column) for directory in directories.split(",")]
+        label, _, listed = entry.partition("=")
+        label, _, envs = label.partition("@")
+        directories = [Path(directory) for directory in listed.split(",")]
+        curves = [curve(directory, args.column) for directory in directories]
         steps = sorted(set.intersection(*(set(points) for points in curves)))
         columns = [[args.scale * points[step] for points in curves] for step in steps]
-        x = [step * args.envs for step in steps]
+        if args.time:
+            clocks = [curve(directory, "training_seconds") for directory in directories]
+            x = [statistics.median(clock[step] for clock in clocks) for step in steps]
+        else:
+            x = [step * int(envs or args.envs) for step in steps]
         axes.plot(x, [statistics.median(values) for values in columns], label=f"{label} ({len(curves)} seeds)")
         axes.fill_between(x, [min(values) for values in columns], [max(values) for values in columns], alpha=0.2)
     for level in args.line:
         axes.axhline(level, color="gray", linestyle="--", linewidth=1)
-    axes.set(xlabel="environment steps", ylabel=args.ylabel, title=args.title)
+    axes.set(xlabel="seconds of training" if args.time else "environment steps", ylabel=args.ylabel, title=args.title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(args.output, dpi=120)

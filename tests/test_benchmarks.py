@@ -20,7 +20,7 @@ ARGUMENTS = {
     "value_learner.py": ["--quick"],
 }
 #: what others import, and what draws
-PARTS = {"plot_curves.py", "random_team.py"}
+PARTS = {"learning_tasks.py", "plot_curves.py", "random_team.py"}
 
 
 def test_every_benchmark_is_run() -> None:
