@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -16,11 +17,13 @@ from coterie.agents.groups import Learner
 from coterie.agents.masks import blank
 from coterie.agents.moments import Moment
 from coterie.agents.recording import LastMoment, RecordingAgent, Transition
-from coterie.agents.replay_storage import SHARED, ReplayStorage
+from coterie.agents.replay_storage import SHARED, TERMINATED, ReplayStorage, RowMasks, Rows
 from coterie.memories.replay import ReplayMemory
 from coterie.spaces import flat_size
 
 __all__ = ["OffPolicyAgent"]
+
+_log = logging.getLogger(__name__)
 
 
 class OffPolicyAgent(RecordingAgent):
@@ -33,16 +36,16 @@ class OffPolicyAgent(RecordingAgent):
     def _build(self) -> None:
         super()._build()
         self._storage: ReplayStorage | None = None
-        self._struck: Tensor | None = (
-            None  # bool [E, N, 1], whom a time limit struck in the last step while others went on
-        )
+        self._struck: Tensor | None = None  # see _struck_in: in the last step
+        self._left: Tensor | None = None  # see _left_after; None for nobody
+        self._told_short: set[str] = set()  # first agents of learners for whom the memory is too small
         self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_replay_memories(self.memories)
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
-        self._struck = None
+        self._struck = self._left = None
         if self._storage is not None:
             self._storage.memory.interrupt()  # episodes that were running are not taken up again
         elif self.memories is not None:
@@ -104,7 +107,7 @@ class OffPolicyAgent(RecordingAgent):
             raise ValueError(
                 f"{os.fspath(path)!r}: expected a shared state of size {self._shared_size}, the file has one of size {held}"
             )
-        storage.memory, self._struck = memory, None
+        storage.memory, self._struck, self._left = memory, None, None
         self._show_storage()
 
     @property
@@ -120,6 +123,34 @@ class OffPolicyAgent(RecordingAgent):
 
     def _store(self, step: Transition) -> None:
         assert self._storage is not None
+        rows, masks = self._rows(step)
+        team = self._shared_row(step.infos, "shared_states")
+        terminated = self._stack("terminated", step.terminated, self.possible_agents)
+        ended = terminated | self._stack("truncated", step.truncated, self.possible_agents)
+        over = ended.all(dim=1, keepdim=True)  # [E, 1, 1]
+        done = self._stack("terminated", step.terminated, self.learning_agents)
+        # those that learn have nothing to come where all of them are terminated, whatever ended it for others
+        cut = over & ~done.all(dim=1, keepdim=True)
+        if not self._bootstraps:
+            cut = torch.zeros_like(cut)
+        left = self._left_after(done)
+        team[TERMINATED] = over & ~cut if left is None else (over & ~cut) | left.all(dim=1, keepdim=True)
+        last = self._last_moment(step) if self._bootstraps else None
+        shown_last = None if last is None else self._last_rows(step, last, cut)
+
+        # everything was looked at: what follows takes it in
+        grown = self._storage.add(rows, masks, team)
+        self._learn_scales(rows, masks, self._moment_of_rows(rows, masks, team.get(SHARED)))
+        if shown_last is not None:
+            grown |= self._storage.add_last(*shown_last)
+        self._struck = None if last is None else self._struck_in(last)
+        self._left = None if left is None else left & ~over
+        self._storage.memory.end_episodes(over.flatten())
+        if grown:
+            self._show_storage()
+
+    def _rows(self, step: Transition) -> tuple[Rows, RowMasks]:
+        """What is stored of each group, by its first agent."""
         rows, masks = {}, {}
         for group in self.groups:
             row, shown, _ = self._group_row(group, step)
@@ -130,40 +161,41 @@ class OffPolicyAgent(RecordingAgent):
             for what in ("states", "rewards"):
                 self._check_finite(what, row[what], group.names)
             rows[group.names[0]], masks[group.names[0]] = row, shown
-        terminated = self._stack("terminated", step.terminated, self.possible_agents)
-        ended = terminated | self._stack("truncated", step.truncated, self.possible_agents)
-        over = ended.all(dim=1, keepdim=True)  # [E, 1, 1]
-        # those that learn have nothing to come where all of them are terminated, whatever ended it for others
-        cut = over & ~self._stack("terminated", step.terminated, self.learning_agents).all(dim=1, keepdim=True)
-        if not self._bootstraps:
-            cut = torch.zeros_like(cut)
-        team = {"team_terminated": over & ~cut, **self._shared_row(step.infos, "shared_states")}
-        grown = self._storage.add(rows, masks, team)
-        moment = Moment(
+        return rows, masks
+
+    def _moment_of_rows(self, rows: Rows, masks: RowMasks, shared: Tensor | None) -> Moment:
+        return Moment(
             self.groups,
             self.possible_agents,
             lambda group: blank(rows[group.names[0]]["states"], masks[group.names[0]]["present"]),
-            team.get(SHARED),
+            shared,
             lambda group: masks[group.names[0]]["present"],
         )
-        self._learn_scales(rows, masks, moment)
-        last = self._last_moment(step) if self._bootstraps else None
-        self._struck = None
-        if last is not None:
-            grown |= self._store_last(step, last, cut)
-            struck = self._stack("struck", last.struck, self.possible_agents) & ~over
-            self._struck = struck if bool(struck.any()) else None
-        self._storage.memory.end_episodes(over.flatten())
-        if grown:
-            self._show_storage()
 
-    def _store_last(self, step: Transition, last: LastMoment, cut: Tensor) -> bool:
-        """Store what was seen at last where a time limit ended the whole episode."""
-        assert self._storage is not None
+    def _left_after(self, terminated: Tensor) -> Tensor | None:
+        """Which of those that learn have left their game for good, bool ``[E, N, 1]``: they were terminated, in this step
+        or before, and are not there in the next states. Whoever has not arrived yet has not left. None for nobody.
+
+        :param terminated: of those that learn, bool ``[E, N, 1]``
+        """
+        present = self._masks.present(self.learning_agents)
+        if present is None:
+            return None
+        return (terminated if self._left is None else terminated | self._left) & ~present
+
+    def _struck_in(self, last: LastMoment) -> Tensor | None:
+        """Whom a time limit struck while others went on, bool ``[E, N, 1]``; None for nobody."""
+        struck = self._stack("struck", last.struck, self.possible_agents) & ~last.over.unsqueeze(1)
+        return struck if bool(struck.any()) else None
+
+    def _last_rows(
+        self, step: Transition, last: LastMoment, cut: Tensor
+    ) -> tuple[Tensor, Rows, RowMasks, dict[str, Tensor]] | None:
+        """What was seen at last where a time limit ended the whole episode: see :meth:`ReplayStorage.add_last`."""
         envs = cut.flatten().nonzero().squeeze(-1)
         if not len(envs):
-            return False
-        final = self._masks_at_last(step.infos, cut.shape[0])
+            return None
+        final = self._masks_at_last(step, cut.shape[0])
         rows, masks = {}, {}
         for group in self.groups:
             names, there = group.names, last.moment.present(group)
@@ -181,7 +213,7 @@ class OffPolicyAgent(RecordingAgent):
         if last.moment.shared is not None:
             self._check_finite("the last shared states", last.moment.shared[envs].unsqueeze(1), ["team"])
             shared = {SHARED: last.moment.shared}
-        return self._storage.add_last(envs, rows, masks, shared)
+        return envs, rows, masks, shared
 
     def _shared_row(self, infos: Mapping[str, Any], key: str) -> dict[str, Tensor]:
         shared = self._shared_state(infos, key)
@@ -226,7 +258,16 @@ class OffPolicyAgent(RecordingAgent):
         if timestep < cfg["learning_starts"][leader] or (timestep + 1) % cfg["update_interval"][leader]:
             return False
         assert self._storage is not None
-        return self._storage.memory.ready(cfg["batch_size"][leader], *self._window_size(learner))
+        memory, batch_size = self._storage.memory, cfg["batch_size"][leader]
+        ready = memory.ready(batch_size, *self._window_size(learner))
+        if not ready and memory.filled and leader not in self._told_short:
+            self._told_short.add(leader)
+            _log.warning(
+                "the memory of %d rows for each of %d environments is full and does not hold the %d samples of a batch: %s "
+                "learn nothing; give it a larger memory_size, or set a smaller cfg['batch_size']",
+                memory.memory_size, memory.num_envs, batch_size, learner.names,
+            )  # fmt: skip
+        return ready
 
     @abstractmethod
     def _window_size(self, learner: Learner) -> tuple[int, int]:

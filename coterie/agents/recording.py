@@ -317,10 +317,14 @@ class RecordingAgent(ActingAgent):
             present,
         )
 
-    def _masks_at_last(self, infos: Mapping[str, Any], rows: int) -> Masks:
-        """Who was to act on last states, and what was allowed to whom, where the environment says so."""
-        given = {"active_masks": infos.get("final_active_masks"), "action_masks": infos.get("final_action_masks")}
-        return Masks(given, rows, self.device)
+    def _masks_at_last(self, step: Transition, rows: int) -> Masks:
+        """Who was to act on last states, and what was allowed to whom, where the environment says so.
+
+        An environment that does not reset itself says the latter of the next states, which are the last ones.
+        """
+        infos = step.infos
+        allowed = infos.get("final_action_masks" if "final_states" in infos else "action_masks")
+        return Masks({"active_masks": infos.get("final_active_masks"), "action_masks": allowed}, rows, self.device)
 
     def _shared_state(self, infos: Mapping[str, Any], key: str) -> Tensor | None:
         """The shared state ``[E, F]`` of a moment, None where critics don't see it.

@@ -144,6 +144,11 @@ class ValueLearner(OffPolicyAgent):
                 f"td_lambda {cfg['td_lambda']}: its targets need more than single steps; use an EpisodeMemory or recurrent "
                 "models with a sequence_length above 1, or n_step"
             )
+        if cfg["n_step"] > learner.sequence_length > 1 and not self._draws_episodes:
+            raise ConfigError(
+                f"n_step {cfg['n_step']}: sequences of {learner.sequence_length} steps show no more than these; expected a "
+                "smaller n_step, or models with a longer sequence_length"
+            )
         if cfg["burn_in"] and self._draws_episodes:
             raise ConfigError(f"burn_in {cfg['burn_in']}: episodes are drawn from their first step on; leave it at 0")
         self._check_room_for(cfg["batch_size"], *self._window_size(learner))

@@ -39,6 +39,7 @@ class Row:
     rewards: dict[str, float] = field(default_factory=dict)
     ends: dict[str, str | None] = field(default_factory=dict)
     over: bool = False  # the episode, for everyone
+    deserted: bool = False  # all that learn have died, in this row or before, and are not there in the next
 
 
 class History:
@@ -56,6 +57,7 @@ class History:
         self._learners, self._bootstraps, self._shapers = list(learners), bootstraps, shapers
         self._fresh = [True] * environments
         self._struck: list[set[str]] = [set() for _ in range(environments)]  # while others went on
+        self._dead: list[set[str]] = [set() for _ in range(environments)]
 
     def record(self, step: QStep) -> list[Row]:
         """Enter a step, and return the row of each environment."""
@@ -64,6 +66,7 @@ class History:
             row = self._row(step, e)
             rows.append(row)
             added.append(row)
+            self._bury(step, e, row)
             struck = {uid for uid in step.states if step.struck(uid, e)}
             self._struck[e] = set() if row.over else struck
             if row.over and self._bootstraps and struck & set(self._learners):
@@ -71,12 +74,21 @@ class History:
             self._fresh[e] = row.over
         return added
 
+    def _bury(self, step: QStep, e: int, row: Row) -> None:
+        """Note who has died and does not come back at once."""
+        died = {uid for uid in self._learners if row.ends[uid] == TERMINATED}
+        back = {uid for uid in self._learners if step.next_masks.status(uid, e) != ABSENT}
+        self._dead[e] = (self._dead[e] | died) - back
+        row.deserted = self._dead[e] == set(self._learners)
+        if row.over:
+            self._dead[e] = set()
+
     def interrupt(self) -> None:
         """Episodes that were running are not taken up again."""
         for e, rows in enumerate(self.rows):
             if not self._fresh[e]:
                 rows[-1].step = False
-            self._fresh[e], self._struck[e] = True, set()
+            self._fresh[e], self._struck[e], self._dead[e] = True, set(), set()
 
     def _row(self, step: QStep, e: int) -> Row:
         names = list(step.states)

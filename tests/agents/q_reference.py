@@ -265,7 +265,7 @@ class ReferenceQ:
     def _team_end(self, row: Row) -> str | None:
         """How a row ends the team's game: nothing is to come only where all that learn are terminated."""
         if not row.over:
-            return None
+            return TERMINATED if row.deserted else None
         return TRUNCATED if any(self._end(row, uid) == TRUNCATED for uid in self.learners) else TERMINATED
 
     def _values(self, uid: str, stretch: Stretch) -> tuple[list[Tensor], list[Tensor]]:

@@ -53,6 +53,13 @@ CASES = [
     Case("attention, lives", "qmix", two_kinds, style="lives", mixer=attention, masked=True),
     Case("crossing, lives", "qmix", two_kinds, style="lives", mixer=crossing),
     Case("iql, lives, teammates", "iql", lambda: two_kinds(scripted=("a0",)), style="lives", cfg={"reward": "mean"}),
+    # those that learn die, and teammates that don't play on
+    Case("vdn, deserted", "vdn", lambda: alike(3, scripted=("a1", "a2")), style="lives", told=True),
+    Case("vdn, deserted, 3 steps", "vdn", lambda: alike(4, scripted=("a0", "a3")), style="lives", cfg={"n_step": 3}),
+    Case("qmix, deserted", "qmix", lambda: alike(4, scripted=("a1", "a2")), style="lives", masked=True),
+    Case("qmix, deserted, episodes", "qmix", lambda: two_kinds(scripted=("a0", "b1")), style="leaves", memory="episodes", cfg={
+        "td_lambda": 0.6,
+    }),
     # agents that wait for their turns, of which all may be scripted
     Case("iql, turns", "iql", cfg={"n_step": 3}, style="turns"),
     Case("iql, turns, one step", "iql", two_kinds, style="turns", masked=True),
@@ -104,6 +111,16 @@ def test_a_last_observation_must_be_finite() -> None:
     run._observe = spoilt
     with pytest.raises(ValueError, match=r"states\['a0'\]: expected finite numbers, got nan"):
         run.finish()
+
+
+def test_the_death_of_the_last_that_learns_is_an_end() -> None:
+    """Also while a teammate that does not learn plays on, and whoever has not arrived yet is waited for."""
+    run = run_by_both(Case("", "vdn", lambda: alike(3, scripted=("a1", "a2")), style="lives"))
+    rows = [row for rows in run.reference.history.rows for row in rows]
+    deaths = [row for row in rows if row.ends.get("a0") == "terminated" and not row.over]
+    assert deaths
+    assert all(row.deserted for row in deaths)
+    assert any(row.status["a0"] == ABSENT and not row.deserted for row in rows)
 
 
 def test_nothing_is_to_come_where_all_that_learn_are_terminated() -> None:

@@ -185,6 +185,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ConfigError,
         "burn_in 2: episodes are drawn from their first step on",
     ),
+    "steps beyond a sequence": (
+        lambda: team(ENV, rnn="gru", n_step=5),
+        ConfigError,
+        "n_step 5: sequences of 4 steps show no more than these",
+    ),
     "a divergence": (
         lambda: team(ENV, learning_rate_scheduler=KLAdaptiveLR),
         ConfigError,
