@@ -106,7 +106,8 @@ class Losses:
             return
         fits = torch.stack(list(self._fits.values())).tolist()
         self._fits = {name: flag for (name, flag), fit in zip(self._fits.items(), fits, strict=True) if not fit}
-        for name in self._fits:
+        if self._fits:
+            name = next(iter(self._fits))
             kept = stored[name].dtype
             raise ValueError(
                 f"{name!r} is kept as {kept}: expected {_what_fits(kept)}, but rows came with others, and what is held of "
