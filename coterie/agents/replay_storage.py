@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium
 import torch
@@ -15,6 +16,7 @@ from coterie.agents.moments import Moment
 from coterie.memories.base import Memory, Size
 from coterie.memories.replay import ReplayMemory
 from coterie.memories.window import Window
+from coterie.spaces import flat_size
 
 __all__ = ["SHARED", "Drawn", "ReplayStorage"]
 
@@ -68,6 +70,21 @@ def _specs(groups: Sequence[Group], narrow: torch.dtype | None, shared: int) -> 
     return specs
 
 
+def _note(group: Group) -> dict[str, list[Any]]:
+    """What a file says of a group beside its tensors: whose rows they are, and how many choices each entry of an action has."""
+    space, choices = group.action_space, []
+    if isinstance(space, gymnasium.spaces.Discrete):
+        choices = [int(space.n)]
+    elif isinstance(space, gymnasium.spaces.MultiDiscrete):
+        choices = space.nvec.flatten().tolist()
+    return {"agents": list(group.names), "choices": choices}
+
+
+def _mask_widths(group: Group) -> dict[str, int]:
+    """How many flags of an agent each of :data:`MASKS` has."""
+    return {"active": 1, "present": 1, "action_masks": flat_size(group.action_space)}
+
+
 class ReplayStorage:
     """One memory for the steps of all groups.
 
@@ -80,6 +97,7 @@ class ReplayStorage:
     def __init__(self, like: ReplayMemory, groups: Sequence[Group], order: Sequence[str], device: torch.device) -> None:
         self.memory = like.empty_copy(device)
         self._groups, self._order = list(groups), list(order)
+        self.memory.notes = {group.names[0]: _note(group) for group in groups}
         for name, (size, dtype, stored) in _specs(groups, like.observation_dtype, 0).items():
             self.memory.create_tensor(name, size, dtype, stored)
 
@@ -95,7 +113,8 @@ class ReplayStorage:
     def read(self, path: str | os.PathLike[str]) -> ReplayMemory:
         """A memory of the same kind and size with what ``memory.save`` wrote; whether a state was shared is left open.
 
-        :raises ValueError: the file is that of another kind or size of memory, or of another team
+        :raises ValueError: the file is that of another kind or size of memory, or of another team: of other agents, or of
+            such as see, or choose from, something of another size
         """
         memory = self.memory.empty_copy()
         memory.load(path)
@@ -107,6 +126,19 @@ class ReplayStorage:
             raise ValueError(
                 f"{os.fspath(path)!r} holds the steps of another team: missing {missing}, unknown here {unknown}"
             )
+        for group in self._groups:
+            theirs, mine = memory.notes.get(group.names[0]), _note(group)
+            if theirs != mine:
+                raise ValueError(
+                    f"{os.fspath(path)!r} holds the steps of another team: for the group of {group.names[0]!r} expected "
+                    f"{mine}, the file has {theirs} (choices: those of each entry of an action); load what this team has saved"
+                )
+            widths = _mask_widths(group)
+            specs |= {
+                name: ((group.size, widths[what]), torch.bool, None)
+                for what in MASKS
+                if (name := name_of(what, group)) in held
+            }
         for name, (size, dtype, stored) in specs.items():
             memory.create_tensor(name, size, dtype, stored)  # refuses another size or dtype than that of the file
         return memory

@@ -14,7 +14,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from coterie.memories.narrowing import check_narrowing, narrow
+from coterie.memories.narrowing import Losses, check_narrowing, narrow
 from coterie.spaces import flat_size
 
 __all__ = ["Memory"]
@@ -44,7 +44,10 @@ class Memory:
         self.filled = False
         self._tensors: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}  # of tensors that are used with another dtype than they are kept in
+        self._losses = Losses()
         self._parent: Memory | None = None
+        #: plain values that whoever makes the tensors wants to have in files with them; a file that is loaded brings its own
+        self.notes: dict[str, Any] = {}
 
     def __len__(self) -> int:
         """Number of transitions held (rows times environments)."""
@@ -58,7 +61,8 @@ class Memory:
 
         :param dtype: what rows are given and drawn as
         :param stored: what they are kept as, to save room: a narrower float, or an integer; None: ``dtype``. Numbers that it
-            cannot hold are an error when they are added (on the CPU: they are not looked at on other devices).
+            cannot hold are an error: on the CPU when they are added; on another device, which would have to be waited for, when
+            anything is read next (or saved), and from then on until :meth:`reset`.
         :return: False where a tensor of that name, size and dtypes exists already
 
         :raises ValueError: the name is taken by a tensor of another size or dtype; a ``dtype`` that cannot be ``stored`` so
@@ -104,13 +108,14 @@ class Memory:
         return sum(math.prod(self._shape(size)) * dtype.itemsize for size, dtype in specs.values())
 
     def empty_copy(self: AnyMemory, device: str | torch.device | None = None) -> AnyMemory:
-        """Another memory of the same class and settings, without tensors.
+        """Another memory of the same class and settings, without tensors and notes.
 
         :param device: where its tensors will live; this one's by default
         """
         twin = copy.copy(self)
         twin.device = self.device if device is None else torch.device(device)
         twin._tensors, twin._dtypes, twin._parent = {}, {}, None
+        twin._losses, twin.notes = Losses(), {}
         twin.reset()
         return twin
 
@@ -132,12 +137,14 @@ class Memory:
         """Copy ``tensor`` ``[T, E, ...]`` into the one stored under ``name``.
 
         :raises KeyError: there is no such tensor
-        :raises ValueError: the shapes differ
+        :raises ValueError: the shapes differ, or there are numbers that its ``stored`` dtype cannot hold
         """
         mine = self.get_tensor_by_name(name)
         if mine.shape != tensor.shape:
             raise ValueError(f"tensor {name!r} has shape {list(mine.shape)}, got {list(tensor.shape)}")
         with torch.no_grad():
+            if name in self._dtypes:
+                tensor, _ = narrow(name, tensor, mine.dtype, wait=True)
             mine.copy_(tensor)
 
     @torch.no_grad()
@@ -149,26 +156,31 @@ class Memory:
         :raises KeyError: a name without a tensor
         :raises ValueError: a row of the wrong shape, or with numbers that its ``stored`` dtype cannot hold
         """
-        rows = self._rows_to_write(tensors, self.num_envs)
+        rows, fits = self._rows_to_write(tensors, self.num_envs)
         for name, row in rows.items():
             self._tensors[name][self.memory_index].copy_(row)
+        self._losses.note(fits, self.device)
         self.memory_index += 1
         if self.memory_index == self.memory_size:
             self.memory_index = 0
             self.filled = True
 
-    def _rows_to_write(self, tensors: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-        """Rows ``[count, ...]`` as they are kept, all of them checked."""
+    def _rows_to_write(self, tensors: Mapping[str, Tensor], count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Rows ``[count, ...]`` as they are kept, all of them checked, and what is to be noted once they are written."""
         if not tensors:
             raise ValueError(f"expected tensors by name, from {list(self.get_tensor_names())}")
         self._check_writable()
-        rows = {}
+        rows, fits = {}, {}
         for name, row in tensors.items():
             target = self.get_tensor_by_name(name)
             if row.shape != (expected := (count, *target.shape[2:])):
                 raise ValueError(f"{name!r}: expected a row of shape {list(expected)}, got {list(row.shape)}")
-            rows[name] = narrow(name, row, target.dtype) if name in self._dtypes else row
-        return rows
+            rows[name] = row
+            if name in self._dtypes:
+                rows[name], fit = narrow(name, row, target.dtype)
+                if fit is not None:
+                    fits[name] = fit
+        return rows, fits
 
     def _check_writable(self) -> None:
         if self._parent is not None:
@@ -189,6 +201,15 @@ class Memory:
         """Forget what was written; the storage stays."""
         self.memory_index = 0
         self.filled = False
+        self._losses.clear()
+
+    def _check_losses(self) -> None:
+        """Refuse to read where rows have lost something on their way in; looks once for all rows added since the last time.
+
+        :raises ValueError: numbers that a ``stored`` dtype cannot hold (see :meth:`create_tensor`)
+        """
+        holder = self if self._parent is None else self._parent
+        holder._losses.check(holder._tensors, holder._dtypes)
 
     def sample(
         self, names: Sequence[str], batch_size: int, mini_batches: int = 1, sequence_length: int = 1
@@ -197,7 +218,11 @@ class Memory:
         raise NotImplementedError(f"{type(self).__name__} does not say how to sample: use RandomMemory")
 
     def sample_by_index(self, names: Sequence[str], indexes: Tensor, mini_batches: int = 1) -> list[list[Tensor]]:
-        """The transitions at ``indexes`` (int64 ``[N]`` into ``T * E``): a list per minibatch of a tensor per name."""
+        """The transitions at ``indexes`` (int64 ``[N]`` into ``T * E``): a list per minibatch of a tensor per name.
+
+        :raises ValueError: rows came with numbers that a ``stored`` dtype cannot hold (see :meth:`create_tensor`)
+        """
+        self._check_losses()
         flat = [(self.get_tensor_by_name(name, keepdim=False), self.dtype_of(name)) for name in names]
         return [[tensor[part].to(dtype) for tensor, dtype in flat] for part in indexes.tensor_split(mini_batches)]
 
@@ -239,7 +264,11 @@ class Memory:
     # ---- files -----------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write tensors and position to ``path``, which holds the old file or the whole new one, whatever happens."""
+        """Write tensors, position and notes to ``path``, which holds the old file or the whole new one, whatever happens.
+
+        :raises ValueError: rows came with numbers that a ``stored`` dtype cannot hold (see :meth:`create_tensor`)
+        """
+        self._check_losses()
         path = Path(path)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
@@ -273,6 +302,7 @@ class Memory:
             "dtypes": dict(self._dtypes),
             "memory_index": holder.memory_index,
             "filled": holder.filled,
+            "notes": dict(self.notes),
         }
 
     def _check_contents(self, contents: dict[str, Any]) -> None:
@@ -283,7 +313,9 @@ class Memory:
         missing = {"tensors", "memory_index", "filled"} - set(contents)
         if missing:
             raise ValueError(f"expected the file of a {type(self).__name__}; this one lacks {sorted(missing)}")
-        names, dtypes = set(contents["tensors"]), contents.get("dtypes", {})
+        names, dtypes, notes = set(contents["tensors"]), contents.get("dtypes", {}), contents.get("notes", {})
+        if not isinstance(notes, dict):
+            raise ValueError(f"notes: expected a dict, the file has {type(notes).__name__}")
         if self._tensors and names != set(self._tensors):
             raise ValueError(f"expected tensors {list(self.get_tensor_names())}, the file has {sorted(names)}")
         for name, tensor in contents["tensors"].items():
@@ -310,5 +342,7 @@ class Memory:
             else:
                 self._tensors[name] = tensor
         self._dtypes = dict(contents.get("dtypes", {}))
+        self.notes = dict(contents.get("notes", {}))
+        self._losses.clear()
         self.memory_index = int(contents["memory_index"])
         self.filled = bool(contents["filled"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,19 @@ from coterie.memories.window import Window
 __all__ = ["PrioritizedMemory"]
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _check_part(name: str, value: float) -> None:
+    """Check that a setting lies between none and all.
+
+    :raises ValueError: it is no number from 0 to 1
+    """
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value!r}")
+
+
 class PrioritizedMemory(ReplayMemory):
     """Windows drawn in proportion to ``p^alpha``, p the priority of the first step to learn from.
 
@@ -27,6 +41,10 @@ class PrioritizedMemory(ReplayMemory):
     :meth:`update_priorities` sets others, usually absolute errors. :meth:`sample` and :meth:`sample_all` pay no heed
     to priorities.
 
+    A row has one priority. Where several learners draw from one memory (agents of IQL whose models cannot be batched together,
+    or whose settings of the loop differ), it is the error of whoever learned from the window last, so what one has much to
+    learn from may be hidden by another that has not.
+
     See :class:`ReplayMemory` for the parameters that are not listed here.
 
     :param alpha: 0 draws uniformly, 1 in proportion to priorities
@@ -34,7 +52,7 @@ class PrioritizedMemory(ReplayMemory):
         to change it in the course of training
     :param eps: is added to priorities, so that none is 0
 
-    :raises ValueError: numbers out of range
+    :raises ValueError: numbers out of range, or no numbers
     """
 
     def __init__(
@@ -50,20 +68,24 @@ class PrioritizedMemory(ReplayMemory):
         observation_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(memory_size, num_envs, device, seed=seed, observation_dtype=observation_dtype)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha!r}")
-        if not 0 < eps < math.inf:
+        _check_part("alpha", alpha)
+        _check_part("beta", beta)
+        if not _is_number(eps) or not 0 < eps < math.inf:
             raise ValueError(f"eps: expected a number above 0, got {eps!r}")
         self.alpha, self._beta, self.eps = alpha, beta, eps
         self._own_priorities: Priorities | None = None
 
     @property
     def beta(self) -> float:
-        """How far weights make up for the bias of draws; that of the memory whose rows are shown, where they are another's."""
+        """How far weights make up for the bias of draws; that of the memory whose rows are shown, where they are another's.
+
+        :raises ValueError: it is set to something else than a number from 0 to 1
+        """
         return self._beta if self._parent is None else self._holder.beta
 
     @beta.setter
     def beta(self, value: float) -> None:
+        _check_part("beta", value)
         if self._parent is None:
             self._beta = value
         else:
@@ -125,8 +147,6 @@ class PrioritizedMemory(ReplayMemory):
         """
         self._check_counts(batch_size=batch_size, length=length, burn_in=burn_in)
         columns = self._columns
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta: expected a number of at least 0, got {self.beta!r}")
         if not columns.eligible(burn_in, length)[1].any():
             raise self._nothing_to_draw(length, burn_in)
         fractions = torch.from_numpy((np.arange(batch_size) + self._random.random(batch_size)) / batch_size)

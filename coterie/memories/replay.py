@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coterie.memories.base import AnyMemory, Memory, Size
 from coterie.memories.columns import START, STEP, Columns
+from coterie.memories.narrowing import check_observation_dtype
 from coterie.memories.window import Window
 
 __all__ = ["ReplayMemory"]
@@ -38,9 +39,10 @@ class ReplayMemory(Memory):
     :param num_envs: number of environments E
     :param device: where tensors live; the CPU by default
     :param seed: of the memory's generator; torch's initial seed by default
-    :param observation_dtype: what whoever creates tensors of observations is asked to keep them as; None: as they are
+    :param observation_dtype: what whoever creates tensors of observations is asked to keep them as: torch.float16 or
+        torch.bfloat16, which round, or torch.uint8, torch.int8 or torch.int16, for whole numbers; None: as they are
 
-    :raises ValueError: a size below 1
+    :raises ValueError: a size below 1, or another ``observation_dtype``
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ReplayMemory(Memory):
         observation_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(memory_size, num_envs, device)
+        check_observation_dtype(observation_dtype)
         self.seed = torch.initial_seed() if seed is None else seed
         self.observation_dtype = observation_dtype
         self._random = np.random.default_rng(self.seed)
@@ -131,10 +134,11 @@ class ReplayMemory(Memory):
         :raises ValueError: a tensor without a row, which would keep that of an older step; a row of the wrong shape, or with
             numbers that its ``stored`` dtype cannot hold
         """
-        rows = self._rows_to_write(tensors, self.num_envs)
+        rows, fits = self._rows_to_write(tensors, self.num_envs)
         if len(rows) < len(self._tensors):
             raise ValueError(f"expected a row for every tensor, got none for {sorted(set(self._tensors) - set(rows))}")
         self._write_steps(rows, self._columns)
+        self._losses.note(fits, self.device)
 
     def _write_steps(self, rows: Mapping[str, Tensor], columns: Columns) -> None:
         place = columns.place()
@@ -157,7 +161,7 @@ class ReplayMemory(Memory):
         """
         if envs.dim() != 1 or envs.dtype != torch.int64:
             raise ValueError(f"envs: expected int64 [K], got {envs.dtype} {list(envs.shape)}")
-        rows = self._rows_to_write(tensors, envs.shape[0])
+        rows, fits = self._rows_to_write(tensors, envs.shape[0])
         columns, numbers = self._columns, envs.cpu().numpy()
         columns.check_last(numbers)
         if not len(numbers):
@@ -167,6 +171,7 @@ class ReplayMemory(Memory):
         for name in self._tensors.keys() - rows.keys():
             self._tensors[name].flatten(0, 1).index_fill_(0, places, 0)
         columns.add_last(numbers, places)
+        self._losses.note(fits, self.device)
         self.memory_index, self.filled = columns.position, self.filled or columns.full
 
     def end_episodes(self, ended: Tensor) -> None:
@@ -268,7 +273,9 @@ class ReplayMemory(Memory):
         """What a window's rows hold, ``[R, B, ...]``, as the dtype that the tensor was created with.
 
         :raises KeyError: there is no such tensor
+        :raises ValueError: rows came with numbers that a ``stored`` dtype cannot hold (see :meth:`create_tensor`)
         """
+        self._check_losses()
         flat = self.get_tensor_by_name(name, keepdim=False)
         rows = flat.index_select(0, self._flat(window.rows, window.envs))
         return rows.view(*window.rows.shape, *rows.shape[1:]).to(self.dtype_of(name))

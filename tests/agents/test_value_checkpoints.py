@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 
 from coterie.agents.checkpoints import CheckpointError
+from coterie.agents.groups import Group
+from coterie.agents.replay_storage import ReplayStorage
+from coterie.memories import ReplayMemory
 from coterie.preprocessors import RunningScale, RunningStandardScaler
 from coterie.trainers import SequentialTrainer
 from tests.agents.test_evaluation_paths import masks as some_masks
@@ -234,6 +238,89 @@ def test_memories_of_others_are_refused(other: dict[str, Any], message: str, tmp
     with pytest.raises((ValueError, KeyError), match=message):
         agent.load_memory(tmp_path / "memory.pt")
     assert same(everything(agent), before)
+
+
+def choosing(a: int, b: int, masked: bool) -> Toy:
+    """Agents of so many choices."""
+    masks = {"action_masks": {uid: torch.ones(3, n, dtype=torch.bool) for uid, n in (("a", a), ("b", b))}}
+    actions = {"a": spaces.Discrete(a), "b": spaces.Discrete(b)}
+    return Toy(lengths=(3, 4, 9), actions=actions, **({"masks": lambda age: masks} if masked else {}))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "mine", "message"),
+    [
+        ((9, 9), (4, 4), r"expected {'agents': \['a', 'b'\], 'choices': \[4\]}, the file has .*'choices': \[9\]}"),
+        ((3, 3), (4, 4), r"expected {'agents': \['a', 'b'\], 'choices': \[4\]}, the file has .*'choices': \[3\]}"),
+        (
+            (2, 9),
+            (2, 4),
+            r"group of 'b' expected {'agents': \['b'\], 'choices': \[4\]}, the file has .*'choices': \[9\]}",
+        ),
+        ((2, 4), (4, 4), r"holds the steps of another team: missing \[\], unknown here \['.*/b'"),
+    ],
+)
+def test_memories_of_teams_with_other_actions_are_refused(
+    theirs: tuple[int, int], mine: tuple[int, int], message: str, masked: bool, tmp_path: Path
+) -> None:
+    """Tensors of actions have one shape, however many there are to choose from."""
+    env = choosing(*theirs, masked)
+    with_file = begun(env, "vdn", options={"shared": False})
+    play(env, with_file, 8)
+    with_file.save_memory(tmp_path / "memory.pt")
+    again = begun(env, "vdn", options={"shared": False})
+    again.load_memory(tmp_path / "memory.pt")
+    again.save_memory(tmp_path / "again.pt")
+    env = choosing(*mine, masked)
+    agent = begun(env, "vdn", options={"shared": False})
+    play(env, agent, 8)
+    before = everything(agent)
+    for file in ("memory.pt", "again.pt"):
+        with pytest.raises(ValueError, match=message):
+            agent.load_memory(tmp_path / file)
+        assert same(everything(agent), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file["notes"].pop("a"), "the file has None"),
+        (lambda file: file["notes"]["a"].update(agents=["a", "c"]), r"the file has {'agents': \['a', 'c'\]"),
+        (
+            lambda file: file["tensors"].update({"action_masks/a": torch.ones(40, 3, 2, 9, dtype=torch.bool)}),
+            r"'action_masks/a' exists with shape \[40, 3, 2, 9\].* asked for \[40, 3, 2, 4\]",
+        ),
+        (
+            lambda file: file["tensors"].update({"present/a": torch.ones(40, 3, 1, 1, dtype=torch.bool)}),
+            r"'present/a' exists with shape \[40, 3, 1, 1\].* asked for \[40, 3, 2, 1\]",
+        ),
+    ],
+)
+def test_memories_with_something_amiss_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+    env = Toy(lengths=(3, 4, 9))
+    agent = begun(env, "vdn")
+    play(env, agent, 8)
+    agent.save_memory(tmp_path / "memory.pt")
+    contents = torch.load(tmp_path / "memory.pt", weights_only=True)
+    change(contents)
+    torch.save(contents, tmp_path / "memory.pt")
+    before = everything(agent)
+    with pytest.raises(ValueError, match=message):
+        agent.load_memory(tmp_path / "memory.pt")
+    assert same(everything(agent), before)
+
+
+def test_memories_of_several_choices_at_once_know_each(tmp_path: Path) -> None:
+    def storage(*nvec: int) -> ReplayStorage:
+        space = spaces.Box(-1, 1, (2,))
+        group = Group(("a",), space, spaces.MultiDiscrete(nvec), None, [0], None, None)
+        return ReplayStorage(ReplayMemory(5, 1), [group], ["a"], torch.device("cpu"))
+
+    storage(2, 3).memory.save(tmp_path / "memory.pt")
+    storage(2, 3).read(tmp_path / "memory.pt")
+    with pytest.raises(ValueError, match=r"'choices': \[3, 2\]}, the file has .*'choices': \[2, 3\]}"):
+        storage(3, 2).read(tmp_path / "memory.pt")
 
 
 def test_memories_where_there_is_none(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coterie.memories import Memory, RandomMemory, ReplayMemory
+from coterie.memories import EpisodeMemory, Memory, PrioritizedMemory, RandomMemory, ReplayMemory, narrowing
 
 
 def row(*numbers: float, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -126,3 +126,136 @@ def test_what_was_never_written_is_no_number_where_there_is_one() -> None:
     memory.create_tensor("y", 1, stored=torch.uint8)
     assert bool(memory.get_tensor_by_name("x").isnan().all())
     assert not bool(memory.get_tensor_by_name("y").any())
+
+
+# ---- observations ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [ReplayMemory, PrioritizedMemory, EpisodeMemory])
+@pytest.mark.parametrize("dtype", ["float16", float, torch.float64, torch.int32, torch.bool, torch.complex64])
+def test_what_observations_cannot_be_kept_as_is_refused(kind: Any, dtype: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"observation_dtype: expected None or one of .*torch.float16.*torch.uint8.*, got "
+    ):
+        kind(4, 2, observation_dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", narrowing.OBSERVATION_DTYPES)
+def test_what_observations_may_be_kept_as_works(dtype: torch.dtype) -> None:
+    memory = ReplayMemory(4, 2, observation_dtype=dtype)
+    memory.create_tensor("x", 1, stored=memory.observation_dtype)
+    for t in range(3):
+        memory.add_samples(x=row(t, 10 + t))
+    memory.add_last(torch.tensor([1]), x=row(99))
+    window = memory.windows(20)
+    drawn = memory.gather("x", window)
+    assert drawn.dtype == torch.float32
+    assert set(drawn.flatten().tolist()) == {0, 1, 2, 10, 11, 12, 99}
+
+
+# ---- devices that would have to be waited for --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if rows were on a device that isn't waited for."""
+    monkeypatch.setattr(narrowing, "_at_hand", lambda row: False)
+
+
+def begun(kind: Any, stored: torch.dtype = torch.uint8) -> Any:
+    memory = kind(5, 2)
+    memory.create_tensor("first", 1)
+    memory.create_tensor("x", 1, stored=stored)
+    memory.create_tensor("z", 1, stored=torch.float16)
+    return memory
+
+
+def add(memory: Any, *numbers: float) -> None:
+    memory.add_samples(first=row(0, 0), x=row(*numbers), z=row(0, 1))
+
+
+def readers(memory: Any, path: Any) -> list[Any]:
+    drawing = [
+        lambda: memory.sample(["x"], 2),
+        lambda: memory.sample(["first"], 2, 1, 2),
+        lambda: memory.sample_all(["first"]),
+        lambda: memory.sample_by_index(["x"], torch.tensor([0, 1])),
+        lambda: memory.save(path),
+    ]
+    return [*drawing, lambda: memory.gather("x", memory.windows(1))] if isinstance(memory, ReplayMemory) else drawing
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("kind", [RandomMemory, ReplayMemory, PrioritizedMemory])
+@pytest.mark.parametrize(
+    ("stored", "number"),
+    [(torch.uint8, 256.0), (torch.uint8, 0.5), (torch.uint8, float("nan")), (torch.int8, -129.0), (torch.float16, 7e4)],
+)
+def test_elsewhere_what_was_lost_comes_out_when_it_is_read(
+    kind: Any, stored: torch.dtype, number: float, tmp_path: Any
+) -> None:
+    memory = begun(kind, stored)
+    add(memory, 1, 2)
+    add(memory, 3, number)
+    add(memory, 4, 5)  # what came later makes nothing good
+    for read in readers(memory, tmp_path / "memory.pt"):
+        with pytest.raises(ValueError, match=f"'x' is kept as {stored}: expected .* but rows came with others"):
+            read()
+    assert not list(tmp_path.iterdir())
+    memory.reset()
+    for t in range(3):
+        add(memory, t, t)
+    for read in readers(memory, tmp_path / "memory.pt"):
+        read()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_elsewhere_last_observations_are_looked_at_too() -> None:
+    memory = begun(ReplayMemory)
+    add(memory, 1, 2)
+    memory.add_last(torch.tensor([1]), first=row(3), x=row(300))
+    shown = ReplayMemory(5, 2)
+    shown.expose(memory, {"mine": memory.get_tensor_by_name("x")}, {"mine": torch.float32})
+    for one, name in ((memory, "first"), (shown, "mine")):
+        with pytest.raises(ValueError, match=r"'x' is kept as torch.uint8: expected whole numbers from 0 to 255"):
+            one.gather(name, memory.windows(1))
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_elsewhere_rows_that_were_refused_leave_no_trace() -> None:
+    memory = begun(ReplayMemory)
+    add(memory, 1, 2)
+    with pytest.raises(ValueError, match="expected a row of shape"):
+        memory.add_samples(x=row(3, 300), first=row(1, 2, 3), z=row(0, 1))
+    with pytest.raises(ValueError, match="expected a row for every tensor"):
+        memory.add_samples(x=row(3, 300))
+    with pytest.raises(ValueError, match="expected numbers from 0 to 1"):
+        memory.add_last(torch.tensor([2]), x=row(300))
+    add(memory, 3, 4)
+    memory.gather("x", memory.windows(1))
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_elsewhere_values_are_looked_at_once_for_all_rows_since_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, looks = begun(ReplayMemory), []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda tensors: looks.append(len(tensors)) or stack(tensors))
+    for t in range(4):
+        add(memory, t, t)
+    assert looks == [], "nothing is looked at while rows are added"
+    window = memory.windows(1)
+    for name in ("first", "x", "z"):
+        memory.gather(name, window)
+    assert looks == [2], "x and z in one look"
+    add(memory, 4, 4)
+    memory.sample(["x"], 1)
+    assert looks == [2, 2]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_whole_tensor_is_looked_at_at_once() -> None:
+    memory = begun(Memory)
+    with pytest.raises(ValueError, match="expected whole numbers from 0 to 255, got values from 256"):
+        memory.set_tensor_by_name("x", torch.full((5, 2, 1), 256.0))
+    memory.set_tensor_by_name("x", torch.full((5, 2, 1), 255.0))
+    assert set(memory.get_tensor_by_name("x").flatten().tolist()) == {255}

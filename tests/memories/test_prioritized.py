@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -195,19 +196,32 @@ def test_the_shape_of_priorities_is_checked(priorities: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("alpha", -0.1), ("alpha", 1.1), ("alpha", float("nan")), ("eps", 0.0), ("eps", float("inf"))]
+    ("name", "value"),
+    [
+        *(
+            (name, value)
+            for name in ("alpha", "beta")
+            for value in (-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True)
+        ),
+        *(("eps", value) for value in (0.0, float("inf"), "x", None)),
+    ],
 )
-def test_settings_are_checked(name: str, value: float) -> None:
+def test_settings_are_checked(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected a number"):
         PrioritizedMemory(4, **{name: value})
 
 
-@pytest.mark.parametrize("beta", [-0.1, float("nan"), float("inf")])
-def test_beta_is_checked_when_it_is_used(beta: float) -> None:
-    memory = filled()
-    memory.beta = beta
-    with pytest.raises(ValueError, match="beta: expected a number of at least 0"):
-        memory.windows(1)
+@pytest.mark.parametrize("beta", [-0.1, 3.0, float("nan"), float("inf"), "x"])
+@pytest.mark.parametrize("shown", [False, True])
+def test_beta_is_checked_when_it_is_set(beta: Any, shown: bool) -> None:
+    memory = owner = filled()
+    if shown:
+        memory = PrioritizedMemory(8)
+        memory.expose(owner, {"x": owner.get_tensor_by_name("x")})
+    memory.beta = np.float32(0.5)
+    with pytest.raises(ValueError, match="beta: expected a number from 0 to 1"):
+        memory.beta = beta
+    assert memory.beta == owner.beta == 0.5
 
 
 def test_zero_priorities_can_still_be_drawn() -> None:

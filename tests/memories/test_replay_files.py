@@ -102,6 +102,18 @@ def test_an_agents_part_can_be_saved_and_learned_from_elsewhere() -> None:
     assert torch.equal(mine.gather("x", window), other.gather("x", again))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_notes_come_with_the_file(kind: Any) -> None:
+    memory = used(kind)
+    memory.notes = {"of": [3, 4]}
+    memory.save("memory.pt")
+    assert memory.empty_copy().notes == {}
+    other = empty(kind)
+    other.notes = {"more": 1}
+    other.load("memory.pt")
+    assert other.notes == {"of": [3, 4]}
+
+
 def spoilt(kind: Any) -> list[tuple[str, Any]]:
     """Files in which something is amiss, each with what the error says."""
     cases: list[tuple[str, Any]] = []
@@ -111,6 +123,7 @@ def spoilt(kind: Any) -> list[tuple[str, Any]]:
         change(contents)
         cases.append((message, contents))
 
+    case("notes: expected a dict, the file has list", lambda c: c.update(notes=[1]))
     case(r"lacks \['columns'\]", lambda c: c.pop("columns"))
     case(r"lacks \['generator'\]", lambda c: c.pop("generator"))
     case("generator state cannot be used", lambda c: c.update(generator={"state": 3}))
