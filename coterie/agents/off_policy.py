@@ -36,7 +36,6 @@ class OffPolicyAgent(RecordingAgent):
         self._struck: Tensor | None = (
             None  # bool [E, N, 1], whom a time limit struck in the last step while others went on
         )
-        self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_replay_memories(self.memories)
 
@@ -182,13 +181,6 @@ class OffPolicyAgent(RecordingAgent):
             self._check_finite("the last shared states", last.moment.shared[envs].unsqueeze(1), ["team"])
             shared = {SHARED: last.moment.shared}
         return self._storage.add_last(envs, rows, masks, shared)
-
-    def _shared_row(self, infos: Mapping[str, Any], key: str) -> dict[str, Tensor]:
-        shared = self._shared_state(infos, key)
-        if shared is None:
-            return {}
-        self._check_finite(f"infos[{key!r}]", shared.unsqueeze(1), ["team"])
-        return {key: shared}
 
     @abstractmethod
     def _learn_scales(
