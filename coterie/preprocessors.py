@@ -36,6 +36,8 @@ class Preprocessor(nn.Module):
 
     #: names of the buffers that hold statistics
     STATISTICS: tuple[str, ...] = ()
+    #: whether data are only scaled, as rewards must be
+    keeps_mean: bool = False
 
     def __init__(self, size: int | Sequence[int] | gymnasium.Space, device: str | torch.device | None = None) -> None:
         super().__init__()
@@ -165,6 +167,8 @@ class RunningScale(RunningStandardScaler):
     :param epsilon: standard deviations up to this one count as 0
     :param device: where the statistics live
     """
+
+    keeps_mean = True
 
     def __init__(
         self,

@@ -60,8 +60,8 @@ class MultiAgent(ABC):
 
     :param possible_agents: the agents' names
     :param models: ``{uid: {role: model}}`` with the roles that the algorithm learns, such as ``"policy"`` and ``"value"``; the
-        same object for several agents means shared parameters. An agent that does not learn has a ``"policy"`` (or ``"q"``)
-        of any kind, which may be a plain function ``(states, action_masks) -> actions``, see :class:`ScriptedPolicy`
+        same object for several agents means shared parameters. An agent that does not learn has a ``"q"``, or a ``"policy"`` of
+        any kind, which may be a plain function ``(states, action_masks) -> actions``, see :class:`ScriptedPolicy`
     :param memories: one memory per agent that learns, whose tensors become views of the group's storage; None to act and
         evaluate only
     :param observation_spaces: space of each agent's observation; taken from the policies by default

@@ -100,7 +100,11 @@ def check_models(
             )
         for role, model in roles.items():
             if not isinstance(model, Model):
-                raise TypeError(f"models[{uid!r}][{role!r}]: expected a coterie Model, got {type(model).__name__}")
+                scripted = callable(model) and not isinstance(model, (nn.Module, type))
+                instead = "; a plain function that acts goes under 'policy'" if scripted else ""
+                raise TypeError(
+                    f"models[{uid!r}][{role!r}]: expected a coterie Model, got {type(model).__name__}{instead}"
+                )
             model.to(model.device)  # hand-written models need not place their layers themselves
             model.init_state_dict(role)
         policy = roles[acting]

@@ -255,7 +255,25 @@ def resolve(
         else:
             _check(name, value, key)
             by_agent[name] = dict.fromkeys(agents, value)
+    _check_arguments(by_agent)
     return config, by_agent
+
+
+def _check_arguments(by_agent: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse keyword arguments of a class that is not there. Those that would be filled in say nothing, and may stay.
+
+    :raises ConfigError: see above
+    """
+    for name, arguments in by_agent.items():
+        owner = name.removesuffix("_kwargs")
+        if owner == name or owner not in by_agent:
+            continue
+        for uid, given in arguments.items():
+            if by_agent[owner][uid] is None and set(given) - {"size", "device"}:
+                raise ConfigError(
+                    f"{name}: got {given!r} for {uid!r}, which has no effect since {owner} is None; expected a class in "
+                    f"{owner}, or {{}}"
+                )
 
 
 def _known(

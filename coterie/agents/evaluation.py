@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from coterie.agents.group_networks import CriticInput, CriticNetworks, Recall
-from coterie.agents.rollout import Rollout, Successors, joined_mask
+from coterie.agents.masks import join_masks
+from coterie.agents.rollout import Rollout, Successors
 
 __all__ = ["Evaluation", "evaluate", "memory_rules"]
 
@@ -58,7 +59,7 @@ def memory_rules(networks: CriticNetworks, rollouts: Sequence[Rollout], over: Te
     if networks.group.one_state:
         return over, None
     ended = torch.cat([rollout.ended() for rollout in rollouts], dim=2)
-    return ended, joined_mask(rollouts, "active")
+    return ended, join_masks({rollout.names: rollout.mask("active") for rollout in rollouts})
 
 
 def _in_turn(

@@ -38,7 +38,7 @@ class IQL(ValueLearner):
         window = drawn.window
         rows = slice(window.learn_from, -1)
         steps = window.steps[rows].unflatten(-1, (-1, 1, 1))
-        rewards = self._rewards_of(learner, drawn)
+        rewards = self._rewards.of(learner, drawn)
         sizes = [group.size for group in learner.groups]
         rewards = rewards.expand(-1, -1, sum(sizes), -1)
         streams = []

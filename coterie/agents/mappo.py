@@ -12,12 +12,11 @@ from torch import Tensor
 
 from coterie.agents.config import Config, ConfigError, Key, keyword_arguments, normaliser, one_of
 from coterie.agents.groups import CriticGroup, Group, Learner
-from coterie.agents.masks import blank
+from coterie.agents.masks import blank, join_masks
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import SetPreprocessor
 from coterie.agents.ppo import MultiAgentPPO
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
-from coterie.agents.rollout import joined_mask
 from coterie.agents.shared_input import SharedInput
 from coterie.models.critic_inputs import CRITIC_INPUTS
 
@@ -123,6 +122,6 @@ class MAPPO(MultiAgentPPO):
         for critics in learner.critics[:1] if self.common_critic_input else learner.critics:
             if critics.preprocessor is not None:
                 groups = learner.groups if self.common_critic_input else critics.groups
-                mask = joined_mask([self._storage[group.names] for group in groups], "active")
+                mask = join_masks({group.names: self._storage[group.names].mask("active") for group in groups})
                 states = self.critic_inputs(critics, moment).states
                 critics.preprocessor(states, train=True, mask=None if mask is None else mask.flatten(0, 1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.intake import FLAGS, Form, take_in
 
-__all__ = ["Masks", "blank"]
+__all__ = ["Masks", "blank", "join_masks"]
 
 #: what infos may have
 WHAT = ("active_masks", "waiting_masks", "action_masks")
@@ -20,6 +20,20 @@ WHAT = ("active_masks", "waiting_masks", "action_masks")
 def blank(x: Tensor, present: Tensor | None) -> Tensor:
     """``x`` ``[..., A, F]`` with zeros where an agent is absent (bool ``[..., A, 1]``), whatever stood there."""
     return x if present is None else x.masked_fill(~present, 0)
+
+
+def join_masks(masks: Mapping[tuple[str, ...], Tensor | None]) -> Tensor | None:
+    """Masks of several groups side by side, bool ``[..., agents of all groups, n]``; None where no group has one.
+
+    :param masks: bool ``[..., A, n]`` by the names of a group's agents; None where all of it is True
+    """
+    known = next((mask for mask in masks.values() if mask is not None), None)
+    if known is None or len(masks) == 1:
+        return known
+    *rows, _, width = known.shape
+    return torch.cat(
+        [known.new_ones(*rows, len(names), width) if mask is None else mask for names, mask in masks.items()], dim=-2
+    )
 
 
 class Masks:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coterie.agents.groups import Learner
+from coterie.agents.masks import join_masks
 from coterie.agents.replay_storage import Drawn
 from coterie.agents.value_config import MIXED_KEYS
 from coterie.agents.value_learning import Stream, ValueLearner
@@ -72,7 +73,7 @@ class MixedValues(ValueLearner):
             Stream(
                 predicted,
                 following,
-                self._rewards_of(learner, drawn),
+                self._rewards.of(learner, drawn),
                 drawn.team("team_terminated")[rows],
                 drawn.ends()[rows],
                 steps if anyone is None else anyone[rows] & steps,
@@ -84,17 +85,7 @@ class MixedValues(ValueLearner):
 
     def _acting_rows(self, learner: Learner, drawn: Drawn) -> Tensor | None:
         """Which of a learner's agents act, of all rows, bool ``[R, B, A, 1]``; None for all."""
-        masks = {group.names: drawn.mask("active", group) for group in learner.groups}
-        known = next((mask for mask in masks.values() if mask is not None), None)
-        if known is None:
-            return None
-        return torch.cat(
-            [
-                known.new_ones(*known.shape[:2], len(names), 1) if mask is None else mask
-                for names, mask in masks.items()
-            ],
-            dim=2,
-        )
+        return join_masks({group.names: drawn.mask("active", group) for group in learner.groups})
 
     def _of_team(self, learner: Learner, values: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Values and masks of the learner's agents ``[L, B, A, 1]`` as columns of the team's order, ``[L, B, N]``."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.groups import Group
+from coterie.agents.masks import join_masks
 
 __all__ = ["Moment"]
 
@@ -57,13 +57,7 @@ class Moment:
 
     def attendance(self) -> Tensor | None:
         """Who is there, bool ``[B, agents of the team]`` in the team's order; None where all are."""
-        masks = {group.names: self._present(group) for group in self._groups}
-        if all(mask is None for mask in masks.values()):
+        mask = join_masks({group.names: self._present(group) for group in self._groups})
+        if mask is None:
             return None
-        rows = next(mask.shape[0] for mask in masks.values() if mask is not None)
-        device = next(mask.device for mask in masks.values() if mask is not None)
-        stacks = {
-            names: torch.ones(rows, len(names), 1, dtype=torch.bool, device=device) if mask is None else mask
-            for names, mask in masks.items()
-        }
-        return AgentTensors(stacks).join(self._order)
+        return AgentTensors.single([name for group in self._groups for name in group.names], mask).join(self._order)

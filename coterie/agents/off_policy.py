@@ -39,7 +39,6 @@ class OffPolicyAgent(RecordingAgent):
         self._struck: Tensor | None = None  # see _struck_in: in the last step
         self._left: Tensor | None = None  # see _left_after; None for nobody
         self._told_short: set[str] = set()  # first agents of learners for whom the memory is too small
-        self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_replay_memories(self.memories)
 
@@ -214,13 +213,6 @@ class OffPolicyAgent(RecordingAgent):
             self._check_finite("the last shared states", last.moment.shared[envs].unsqueeze(1), ["team"])
             shared = {SHARED: last.moment.shared}
         return envs, rows, masks, shared
-
-    def _shared_row(self, infos: Mapping[str, Any], key: str) -> dict[str, Tensor]:
-        shared = self._shared_state(infos, key)
-        if shared is None:
-            return {}
-        self._check_finite(f"infos[{key!r}]", shared.unsqueeze(1), ["team"])
-        return {key: shared}
 
     @abstractmethod
     def _learn_scales(

@@ -48,7 +48,6 @@ class OnPolicyAgent(RecordingAgent):
         self._successors: dict[tuple[str, ...], Successors] = {}  # by critic group
         self._shared: Memory | None = None
         self._recorded = 0
-        self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
         if self.memories is not None:
             check_memories(self.memories, self.models, self.learning_agents, self.rollouts)
             self._check_minibatches(next(iter(self.memories.values())).num_envs)
@@ -209,16 +208,14 @@ class OnPolicyAgent(RecordingAgent):
         self._recorded += 1
 
     def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
-        if not self.uses_shared_states:
+        row = self._shared_row(infos, "shared_states")
+        if not row:
             return
         if self._shared is None:
             self._shared = Memory(self.rollouts, next(iter(self._storage.values())).memory.num_envs, self.device)
             self._shared.create_tensor("shared_states", flat_size(self.shared_space()))
             self._show_storage()
-        shared = self._shared_state(infos, "shared_states")
-        assert shared is not None
-        self._check_finite("infos['shared_states']", shared.unsqueeze(1), ["team"])
-        self._shared.add_samples(shared_states=shared)
+        self._shared.add_samples(**row)
 
     def _record_successors(self, step: Transition) -> None:
         """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck."""

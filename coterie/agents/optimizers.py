@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from coterie.agents.config import scheduled_value
+from coterie.agents.config import ConfigError, scheduled_value
 from coterie.models.flat_parameters import FlatParameters
 from coterie.schedulers import KLAdaptiveLR
 
@@ -41,6 +41,20 @@ class OptimizerSettings:
     scheduler: Callable[..., Any] | None = None
     scheduler_kwargs: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(cls, cfg: Mapping[str, Mapping[str, Any]], uid: str) -> OptimizerSettings:
+        """Those of an agent.
+
+        :param cfg: the configuration, each key's values by agent
+        """
+        return cls(
+            learning_rate=cfg["learning_rate"][uid],
+            grad_norm_clip=cfg["grad_norm_clip"][uid],
+            kl_threshold=cfg["kl_threshold"][uid] if "kl_threshold" in cfg else 0.0,
+            scheduler=cfg["learning_rate_scheduler"][uid],
+            scheduler_kwargs=cfg["learning_rate_scheduler_kwargs"][uid],
+        )
+
     def rates(self, parts: int) -> list[Rate]:
         """The rate of each of ``parts`` parts."""
         rate = self.learning_rate
@@ -56,9 +70,15 @@ class SetOptimizers:
     :param storage: parameters and gradients
     :param policy_width: number of elements, at the start of a row, that belong to policies
     :param settings: of each set
+    :param has_kl: whether an update has a KL divergence for :meth:`end_epoch`
+
+    :raises ConfigError: a scheduler that needs what an update does not have
+    :raises ValueError: nothing to train, or settings that exclude each other
     """
 
-    def __init__(self, storage: FlatParameters, policy_width: int, settings: Sequence[OptimizerSettings]) -> None:
+    def __init__(
+        self, storage: FlatParameters, policy_width: int, settings: Sequence[OptimizerSettings], has_kl: bool = True
+    ) -> None:
         self._storage = storage
         self._settings = list(settings)
         width = storage.data.shape[1]
@@ -86,16 +106,25 @@ class SetOptimizers:
                 raise ValueError(
                     "learning_rate is a schedule, and learning_rate_scheduler changes it too: give one of them up"
                 )
-        if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in self.schedulers):
-            raise ValueError(
-                "learning_rate_scheduler: ReduceLROnPlateau needs a metric that an update does not have; use KLAdaptiveLR or a "
-                "scheduler that is stepped without one"
-            )
+        self._check_schedulers(has_kl)
         limits = [setting.grad_norm_clip or math.inf for setting in settings]
         self._limits = torch.tensor(limits, device=storage.data.device).unsqueeze(1)
         self._clips = any(math.isfinite(limit) for limit in limits)
         self._active = [True] * len(settings)
         self._batches: list[_AdamBatch] | None = None  # None where the next step has to gather them anew
+
+    def _check_schedulers(self, has_kl: bool) -> None:
+        if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in self.schedulers):
+            instead = "KLAdaptiveLR or a scheduler" if has_kl else "a scheduler of torch's"
+            raise ConfigError(
+                "learning_rate_scheduler: ReduceLROnPlateau needs a metric that an update does not have; use "
+                f"{instead} that is stepped without one, or a schedule as learning_rate"
+            )
+        if not has_kl and any(isinstance(scheduler, KLAdaptiveLR) for scheduler in self.schedulers):
+            raise ConfigError(
+                "learning_rate_scheduler: KLAdaptiveLR needs a divergence of policies, which action values don't have; "
+                "use a scheduler of torch's, or a schedule as learning_rate"
+            )
 
     def _adam(self, s: int, setting: OptimizerSettings) -> torch.optim.Adam:
         groups = []
@@ -183,19 +212,25 @@ class SetOptimizers:
         :return: whether any set goes on
         """
         divergences = kl.tolist() if self.needs_kl else [0.0] * len(self._settings)
-        for s, (setting, scheduler, divergence) in enumerate(
-            zip(self._settings, self.schedulers, divergences, strict=True)
-        ):
-            if not self._active[s]:
-                continue
-            if isinstance(scheduler, KLAdaptiveLR):
-                scheduler.step(divergence)
-            elif scheduler is not None:
-                scheduler.step()
+        self.step_schedulers(divergences)
+        for s, (setting, divergence) in enumerate(zip(self._settings, divergences, strict=True)):
             if setting.kl_threshold > 0 and divergence > setting.kl_threshold:
                 self._active[s] = False
-        self._batches = None
         return any(self._active)
+
+    def step_schedulers(self, divergences: Sequence[float] | None = None) -> None:
+        """Step the schedulers of the active sets.
+
+        :param divergences: the KL divergence of each set, for schedulers that follow it
+        """
+        for s, scheduler in enumerate(self.schedulers):
+            if scheduler is None or not self._active[s]:
+                continue
+            if isinstance(scheduler, KLAdaptiveLR):
+                scheduler.step(None if divergences is None else divergences[s])
+            else:
+                scheduler.step()
+        self._batches = None
 
     def state_dict(self) -> list[dict[str, Any]]:
         """State of each set's optimizer and scheduler."""

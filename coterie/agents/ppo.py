@@ -33,7 +33,6 @@ from coterie.agents.groups import CriticGroup, Group, Learner
 from coterie.agents.moments import Moment
 from coterie.agents.normalisation import OutputKeeper
 from coterie.agents.on_policy import OnPolicyAgent
-from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
 from coterie.agents.ppo_advantages import standardise_advantages
 from coterie.agents.ppo_config import PPO_DEFAULT_CONFIG, PPO_KEYS
 from coterie.agents.ppo_statistics import UpdateStatistics
@@ -69,20 +68,9 @@ class MultiAgentPPO(OnPolicyAgent):
         if self.memories is not None:
             for learner in self.learners:
                 if self.learns(learner):
-                    settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
-                    learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
+                    self._make_optimizers(learner, has_kl=True)
                     if learner.value_preprocessor is not None:
                         OutputKeeper(learner.value_preprocessor, learner.value_models())  # for its checks
-
-    def _optimizer_settings(self, uid: str) -> OptimizerSettings:
-        value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
-        return OptimizerSettings(
-            learning_rate=value["learning_rate"],
-            grad_norm_clip=value["grad_norm_clip"],
-            kl_threshold=value["kl_threshold"],
-            scheduler=value["learning_rate_scheduler"],
-            scheduler_kwargs=value["learning_rate_scheduler_kwargs"],
-        )
 
     def _explores_at(self, group: Group) -> Any:
         """The standard deviation that is configured for a group: a number, a schedule, or None."""

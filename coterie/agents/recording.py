@@ -15,10 +15,11 @@ from torch import Tensor
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.acting import ActingAgent
 from coterie.agents.acting_state import Choice
-from coterie.agents.groups import Group
+from coterie.agents.groups import Group, Learner
 from coterie.agents.intake import FLAGS, NUMBERS, Form, actions_of, as_stacks, check_form, take_one
 from coterie.agents.masks import Masks, blank
 from coterie.agents.moments import Moment
+from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
 from coterie.spaces import flat_size
 
 __all__ = ["LastMoment", "RecordingAgent", "Transition"]
@@ -56,6 +57,16 @@ class RecordingAgent(ActingAgent):
 
     #: whether the lack of last observations was warned about
     _warned = False
+
+    def _build(self) -> None:
+        super()._build()
+        #: whether anyone values what lies beyond a time limit
+        self._bootstraps = any(self.agent_cfg["time_limit_bootstrap"].values())
+
+    def _make_optimizers(self, learner: Learner, has_kl: bool) -> None:
+        """Give each of a learner's parameter sets its optimizer: see :class:`SetOptimizers`."""
+        settings = [OptimizerSettings.of(self.agent_cfg, names[0]) for names in learner.set_names()]
+        learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings, has_kl)
 
     # ---- what subclasses write -------------------------------------------------------------------------------------------
 
@@ -339,6 +350,17 @@ class RecordingAgent(ActingAgent):
                 f"infos[{key!r}]: expected the shared state, a tensor [E, F]; got {type(infos.get(key)).__name__}"
             )
         return take_one(f"infos[{key!r}]", infos[key], Form(self._shared_width, NUMBERS, self._num_envs, self.device))
+
+    def _shared_row(self, infos: Mapping[str, Any], key: str) -> dict[str, Tensor]:
+        """The shared state ``[E, F]`` as it is stored, by the name ``key``; nothing where it is not seen.
+
+        :raises KeyError, ValueError: see :meth:`_shared_state`; it is not finite
+        """
+        shared = self._shared_state(infos, key)
+        if shared is None:
+            return {}
+        self._check_finite(f"infos[{key!r}]", shared.unsqueeze(1), ["team"])
+        return {key: shared}
 
     @cached_property
     def _shared_width(self) -> int:

@@ -22,7 +22,6 @@ __all__ = [
     "Successors",
     "Truncation",
     "as_sequences",
-    "joined_mask",
     "minibatches",
     "rollout_tensors",
 ]
@@ -251,12 +250,3 @@ class Rollout:
     def clear(self) -> None:
         """Forget what is kept beside the storage, which is written over."""
         self._policy_states.clear()
-
-
-def joined_mask(rollouts: Sequence[Rollout], name: str) -> Tensor | None:
-    """A mask ``[T, E, A, 1]`` of several groups side by side; None where none of them has it."""
-    masks = [rollout.mask(name) for rollout in rollouts]
-    if all(mask is None for mask in masks):
-        return None
-    everywhere = (torch.ones_like(rollout["terminated"]) for rollout in rollouts)
-    return torch.cat([ones if mask is None else mask for mask, ones in zip(masks, everywhere, strict=True)], dim=2)

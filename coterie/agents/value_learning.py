@@ -29,10 +29,11 @@ from coterie.agents.config import Config, ConfigError, Key, scheduled_value
 from coterie.agents.groups import Group, Learner
 from coterie.agents.moments import Moment
 from coterie.agents.off_policy import OffPolicyAgent
-from coterie.agents.optimizers import OptimizerSettings, SetOptimizers
 from coterie.agents.replay_storage import Drawn
 from coterie.agents.targets import TargetNetworks
 from coterie.agents.value_config import VALUE_DEFAULT_CONFIG, VALUE_KEYS
+from coterie.agents.value_rewards import LearnedRewards, check_reward_scale
+from coterie.agents.value_statistics import ValueStatistics
 from coterie.agents.window_values import window_values
 from coterie.memories import EpisodeMemory, PrioritizedMemory
 from coterie.models.base import Model
@@ -95,6 +96,8 @@ class ValueLearner(OffPolicyAgent):
         #: of how many actions what they led to was known, and how many there were, in the first draws of each learner
         self._known: dict[str, tuple[int, int]] = {}
         self._targets: dict[str, TargetNetworks] = {}
+        self._rewards = LearnedRewards(self.cfg["reward"], self._learning_groups())
+        self._statistics = ValueStatistics()
         originals = {uid: {role: self.models[uid][role] for role in self._trained(uid)} for uid in self.learning_agents}
         copies: dict[str, dict[str, Model]] = copy.deepcopy(originals)
         twins = self._partition(copies)
@@ -105,28 +108,26 @@ class ValueLearner(OffPolicyAgent):
             self._targets[leader] = TargetNetworks(learner, twin, copies, originals, self.device, mixed)
             self._steps_taken[leader], self._known[leader] = 0, (0, 0)
             if self.memories is not None:
-                settings = [self._optimizer_settings(names[0]) for names in learner.set_names()]
-                learner.optimizers = SetOptimizers(learner.storage, learner.policy_width, settings)
-                if learner.optimizers.needs_kl:
-                    raise ConfigError(
-                        "learning_rate_scheduler: KLAdaptiveLR needs a divergence of policies, which action values don't have; "
-                        "use a scheduler of torch's, or a schedule as learning_rate"
-                    )
+                self._make_optimizers(learner, has_kl=False)
+                self._warn_of_late_targets(learner)
 
     def init(self, trainer_cfg: Mapping[str, Any] | None = None) -> None:
         super().init(trainer_cfg)
+        self._statistics.clear()
         for leader, targets in self._targets.items():
             if not self._steps_taken[leader]:
                 targets.follow(1.0)  # parameters may have been loaded into the models since they were copied
 
-    def _optimizer_settings(self, uid: str) -> OptimizerSettings:
-        value = {key: self.agent_cfg[key][uid] for key in self.OWN_KEYS}
-        return OptimizerSettings(
-            learning_rate=value["learning_rate"],
-            grad_norm_clip=value["grad_norm_clip"],
-            scheduler=value["learning_rate_scheduler"],
-            scheduler_kwargs=value["learning_rate_scheduler_kwargs"],
-        )
+    def _warn_of_late_targets(self, learner: Learner) -> None:
+        """Warn where target networks go a small part of the way at the interval that is meant for copying them."""
+        cfg, usual = self._settings_of(learner), self.DEFAULT_CONFIG["target_update_interval"]
+        if cfg["polyak"] < 1 and usual > 1 and cfg["target_update_interval"] == usual:
+            _log.warning(
+                "cfg['polyak'] is %g and cfg['target_update_interval'] %d, its default: the target networks of %s go a part of "
+                "the way in one of %d optimizer steps, and hardly move. Set target_update_interval to 1 for a part of the way "
+                "in every step, or polyak to 1 for a copy",
+                cfg["polyak"], usual, learner.names, usual,
+            )  # fmt: skip
 
     def _check_settings(self, learner: Learner) -> None:
         cfg = self._settings_of(learner)
@@ -161,6 +162,11 @@ class ValueLearner(OffPolicyAgent):
         memory = next(iter((self.memories or {}).values()))
         rows = 1 if self._draws_episodes else burn_in + length + 1
         most = max(memory.memory_size - rows + 1, 0) * memory.num_envs
+        if not most:
+            raise ConfigError(
+                f"a memory of {memory.memory_size} rows for each environment never holds a window of {rows} rows, as n_step or "
+                "sequence_length and burn_in have it; expected a larger memory_size, or less of these"
+            )
         if batch_size > most:
             what = "episodes" if self._draws_episodes else f"windows of {rows} rows"
             raise ConfigError(
@@ -185,6 +191,7 @@ class ValueLearner(OffPolicyAgent):
         if self.learns(learner):
             self._check_agreement(learner, "reward_preprocessor")
             learner.reward_preprocessor = self._preprocessor(learner, "reward_preprocessor", 1)
+            check_reward_scale(learner.reward_preprocessor)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -215,40 +222,21 @@ class ValueLearner(OffPolicyAgent):
 
     def epsilon(self, group: Group, timestep: int, timesteps: int) -> float | Tensor:
         """Probability of an action at random: a number, or one for each agent ``[A, 1]``."""
+        each = self._epsilons(group, timestep, timesteps)
+        if len(set(each)) == 1:
+            return each[0]
+        return torch.tensor(each, device=self.device).unsqueeze(1)
+
+    def _epsilons(self, group: Group, timestep: int, timesteps: int) -> list[float]:
         key = "exploration_epsilon"
         given = self.cfg[key]
         each = [
             scheduled_value(key, value, timestep, timesteps, high=1.0) if callable(value) else float(value)
             for value in ([given[uid] for uid in group.names] if isinstance(given, Mapping) else [given])
         ]
-        if len(set(each)) == 1:
-            return each[0]
-        return torch.tensor(each, device=self.device).unsqueeze(1)
+        return each * (group.size // len(each))
 
-    # ---- rewards ---------------------------------------------------------------------------------------------------------
-
-    def _credited(
-        self, groups: Sequence[Group], rewards: Mapping[str, Tensor], present: Mapping[str, Tensor | None]
-    ) -> Tensor:
-        """What agents learn from, ``[..., K, 1]``, of rewards ``[..., A, 1]`` of each group by its first agent: each agent's
-        own, or one for the team.
-
-        :param groups: whose agents learn from it
-        :param present: who is there, likewise; None for everyone
-        """
-        if self.cfg["reward"] == "individual":
-            return torch.cat([rewards[group.names[0]] for group in groups], dim=-2)
-        everyone = self._learning_groups()
-        total = torch.cat([rewards[group.names[0]] for group in everyone], dim=-2).sum(dim=-2, keepdim=True)
-        if self.cfg["reward"] == "sum":
-            return total
-        if all(present[group.names[0]] is None for group in everyone):
-            return total / len(self.learning_agents)
-        there = [
-            torch.ones_like(rewards[leader], dtype=torch.bool) if mask is None else mask
-            for leader, mask in ((group.names[0], present[group.names[0]]) for group in everyone)
-        ]
-        return total / torch.cat(there, dim=-2).sum(dim=-2, keepdim=True).clamp_min(1)
+    # ---- scales ----------------------------------------------------------------------------------------------------------
 
     def _learning_groups(self) -> list[Group]:
         return [group for learner in self.learners if self.learns(learner) for group in learner.groups]
@@ -260,27 +248,10 @@ class ValueLearner(OffPolicyAgent):
             if group.state_preprocessor is not None:
                 leader = group.names[0]
                 group.state_preprocessor(rows[leader]["states"], train=True, mask=masks[leader]["active"])
+        rewards = {leader: row["rewards"] for leader, row in rows.items()}
+        present = {leader: mask["present"] for leader, mask in masks.items()}
         for learner in self.learners:
-            stage = learner.reward_preprocessor
-            if stage is not None:
-                rewards = {leader: row["rewards"] for leader, row in rows.items()}
-                present = {leader: mask["present"] for leader, mask in masks.items()}
-                stage(
-                    self._credited(learner.groups, rewards, present), train=True, mask=self._rewarded(learner, present)
-                )
-
-    def _rewarded(self, learner: Learner, present: Mapping[str, Tensor | None]) -> Tensor | None:
-        """Whose rewards are learned from, bool ``[E, A, 1]``; None for all."""
-        if self.cfg["reward"] != "individual":
-            return None
-        masks = {group.names: present[group.names[0]] for group in learner.groups}
-        known = next((mask for mask in masks.values() if mask is not None), None)
-        if known is None:
-            return None
-        return torch.cat(
-            [known.new_ones(len(known), len(names), 1) if mask is None else mask for names, mask in masks.items()],
-            dim=1,
-        )
+            self._rewards.learn_scale(learner, rewards, present)
 
     # ---- the update ------------------------------------------------------------------------------------------------------
 
@@ -297,25 +268,26 @@ class ValueLearner(OffPolicyAgent):
         outcomes = [self._outcome(stream, cfg) for stream in streams]
         if self._known[leader][1] < ENOUGH:
             self._count_known(learner, streams, outcomes)
-        losses, counts = self._losses(learner, streams, outcomes, drawn.window.weights)
-        amounts, numbers = torch.stack([counts, losses.detach()]).tolist()  # one wait for the device
+        each, counts = self._losses(streams, outcomes, drawn.window.weights)
+        losses, of_set = _by_set(learner, each, counts)
+        amounts, numbers = torch.stack([of_set, losses.detach()]).tolist()  # one wait for the device
         taking_part = [amount > 0 for amount in amounts]
         if not any(taking_part):
             return
         if not all(map(math.isfinite, numbers)):
             raise self._no_number(learner, drawn, numbers)
-        loss = losses.sum()
         learner.optimizers.begin_update(timestep, timesteps, taking_part)
-        norms = learner.optimizers.step(loss)
+        norms = learner.optimizers.step(losses.sum())
         check_gradients([norms], learner.set_names())
-        learner.optimizers.end_epoch(counts)  # steps the schedulers, which none that reads a divergence is among
+        learner.optimizers.step_schedulers()
         if isinstance(memory, PrioritizedMemory):
             memory.update_priorities(drawn.window, _window_errors(streams, outcomes))
         self._steps_taken[leader] += 1
         if self._steps_taken[leader] % cfg["target_update_interval"] == 0:
             self._targets[leader].follow(cfg["polyak"])
         if self.records.tracker.enabled:
-            self._track(learner, streams, outcomes, loss, norms, (timestep, timesteps))
+            learned = [(stream.predicted, *outcome) for stream, outcome in zip(streams, outcomes, strict=True)]
+            self._statistics.add(learner, each, counts, learned, norms)
 
     def _count_known(
         self, learner: Learner, streams: Sequence[Stream], outcomes: Sequence[tuple[Tensor, Tensor]]
@@ -362,23 +334,6 @@ class ValueLearner(OffPolicyAgent):
         double = self._settings_of(learner)["double_q"]
         return window_values(group, *networks, drawn, double, self._learns_whole_windows(learner))
 
-    def _standardised(self, learner: Learner, rewards: Tensor) -> Tensor:
-        """Rewards ``[L, B, K, 1]`` as they are learned from."""
-        stage = learner.reward_preprocessor
-        return rewards if stage is None else stage(rewards.flatten(0, 1)).unflatten(0, rewards.shape[:2])
-
-    def _rewards_of(self, learner: Learner, drawn: Drawn) -> Tensor:
-        """What a learner's agents learn from, of all rows but the last, ``[L, B, K, 1]``."""
-        rows = slice(drawn.window.learn_from, -1)
-        groups = self._learning_groups()
-        masks = {group.names[0]: drawn.mask("present", group) for group in groups}
-        rewards = self._credited(
-            learner.groups,
-            {group.names[0]: drawn.of("rewards", group)[rows] for group in groups},
-            {leader: None if mask is None else mask[rows] for leader, mask in masks.items()},
-        )
-        return self._standardised(learner, rewards)
-
     def _outcome(self, stream: Stream, cfg: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Targets of what was predicted, and where there are any: ``[L, B, K, 1]`` each."""
         active: Tensor | None = stream.active
@@ -393,42 +348,28 @@ class ValueLearner(OffPolicyAgent):
         return targets[:rows], known[:rows]
 
     def _losses(
-        self,
-        learner: Learner,
-        streams: Sequence[Stream],
-        outcomes: Sequence[tuple[Tensor, Tensor]],
-        weights: Tensor | None,
+        self, streams: Sequence[Stream], outcomes: Sequence[tuple[Tensor, Tensor]], weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The mean of what counts of each parameter set, and how much that is: ``[S]`` each."""
-        losses, counts = [], []
-        for stream, (targets, known) in zip(streams, outcomes, strict=True):
-            counts.append(known.sum(dim=(0, 1, 3)))
-            mean = functional.td_loss(stream.predicted, targets, known, stream.huber_delta, weights, (0, 1, 3))
-            losses.append(mean * counts[-1])
-        sets = learner.num_sets  # a learner of several sets has one group, ordered by set
-        count = torch.cat(counts).view(sets, -1).sum(dim=1)
-        return torch.cat(losses).view(sets, -1).sum(dim=1) / count.clamp_min(1), count
+        """The mean of what counts of each agent, or of the team, and how much that is: ``[K]`` of all streams each."""
+        losses = [
+            functional.td_loss(stream.predicted, targets, known, stream.huber_delta, weights, (0, 1, 3))
+            for stream, (targets, known) in zip(streams, outcomes, strict=True)
+        ]
+        return torch.cat(losses), torch.cat([known.sum(dim=(0, 1, 3)) for _, known in outcomes])
 
-    def _track(
-        self,
-        learner: Learner,
-        streams: Sequence[Stream],
-        outcomes: Sequence[tuple[Tensor, Tensor]],
-        loss: Tensor,
-        norms: Tensor,
-        now: tuple[int, int],
-    ) -> None:
-        leader = learner.names[0]
-        assert learner.optimizers is not None
-        predicted = torch.cat([stream.predicted[known] for stream, (_, known) in zip(streams, outcomes, strict=True)])
-        targets = torch.cat([targets[known] for targets, known in outcomes])
-        self.track_data(f"Loss / Value loss ({leader})", loss.detach())
-        self.track_data(f"Value / Predicted ({leader})", predicted.detach().mean())
-        self.track_data(f"Value / Target ({leader})", targets.mean())
-        self.track_data(f"Learning / Gradient norm ({leader})", norms.norm())
-        self.track_data(f"Learning / Learning rate ({leader})", learner.optimizers.learning_rates()[0])
-        epsilon = self.epsilon(learner.groups[0], *now)
-        self.track_data(f"Exploration / Epsilon ({leader})", epsilon.mean() if isinstance(epsilon, Tensor) else epsilon)
+    # ---- records ---------------------------------------------------------------------------------------------------------
+
+    def write_tracking_data(self, timestep: int, timesteps: int) -> None:
+        last = max(timestep - 1, 0)  # the time step of the last actions
+        self._statistics.write(self.track_data, lambda group: self._epsilons(group, last, timesteps))
+        super().write_tracking_data(timestep, timesteps)
+
+
+def _by_set(learner: Learner, losses: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each parameter set and what it is over, ``[S]`` each, of those of agents ``[K]``."""
+    sets = learner.num_sets  # a learner of several sets has one group, ordered by set
+    count = counts.view(sets, -1).sum(dim=1)
+    return (losses * counts).view(sets, -1).sum(dim=1) / count.clamp_min(1), count
 
 
 def _remembers(learner: Learner) -> bool:

@@ -124,6 +124,12 @@ def solve(given: Any, agents: list[str] = AGENTS) -> tuple[Config, dict[str, dic
     return resolve(MAPPO_DEFAULT_CONFIG, given, MAPPO.KEYS, agents)
 
 
+def with_class(name: str) -> dict[str, Any]:
+    """For keyword arguments, the class that they are for."""
+    owner = name.removesuffix("_kwargs")
+    return {owner: TABLE[owner][1][-1]} if owner != name else {}
+
+
 # ---- every key has rules --------------------------------------------------------------------------------------------
 
 
@@ -164,7 +170,7 @@ def test_a_bad_value_is_refused_with_key_value_and_expectation(name: str, value:
 
 @pytest.mark.parametrize(("name", "value"), cases(TABLE, 1), ids=brief)
 def test_a_good_value_is_taken_for_every_agent(name: str, value: Any) -> None:
-    config, by_agent = solve({name: value})
+    config, by_agent = solve({**with_class(name), name: value})
     if name == "experiment":
         assert config[name] == {**MAPPO_DEFAULT_CONFIG["experiment"], **value}
     else:
@@ -252,7 +258,7 @@ def test_all_but_the_rollout_and_the_critics_input_may_differ_between_agents() -
 @pytest.mark.parametrize("name", PER_AGENT)
 def test_a_value_for_each_agent(name: str) -> None:
     first, second = TABLE[name][1][0], TABLE[name][1][-1]
-    _, by_agent = solve({name: {"blue": second, "red": first}})
+    _, by_agent = solve({**with_class(name), name: {"blue": second, "red": first}})
     assert by_agent[name] == {"red": first, "blue": second}
     assert list(by_agent[name]) == AGENTS
 
@@ -288,18 +294,40 @@ def test_an_empty_dict_is_no_value_for_anyone(name: str) -> None:
 
 def test_keyword_arguments_are_told_from_keyword_arguments_by_agent() -> None:
     name = "learning_rate_scheduler_kwargs"
+    kind = {"learning_rate_scheduler": KLAdaptiveLR}
     plain = {"kl_threshold": 0.01}
-    assert solve({name: plain})[1][name] == {"red": plain, "blue": plain}
-    assert solve({name: {}})[1][name] == {"red": {}, "blue": {}}
+    assert solve({**kind, name: plain})[1][name] == {"red": plain, "blue": plain}
+    assert solve({**kind, name: {}})[1][name] == {"red": {}, "blue": {}}
     mine = {"red": {"kl_threshold": 0.01}, "blue": {}}
-    assert solve({name: mine})[1][name] == mine
-    assert solve({name: {"red": {}, "blue": {}}})[1][name] == {"red": {}, "blue": {}}
+    assert solve({**kind, name: mine})[1][name] == mine
+    assert solve({**kind, name: {"red": {}, "blue": {}}})[1][name] == {"red": {}, "blue": {}}
     with pytest.raises(ConfigError, match=r"missing \['blue'\]"):
-        solve({name: {"red": {"kl_threshold": 0.01}}})
+        solve({**kind, name: {"red": {"kl_threshold": 0.01}}})
     with pytest.raises(ConfigError, match=r"missing \['blue'\], unknown \['bleu'\]"):
-        solve({name: {"red": {"kl_threshold": 0.01}, "bleu": {}}})
+        solve({**kind, name: {"red": {"kl_threshold": 0.01}, "bleu": {}}})
     with pytest.raises(ConfigError, match=r"missing \['blue'\], unknown \['kl_threshold'\]"):
-        solve({name: {"red": {}, "kl_threshold": 0.01}})
+        solve({**kind, name: {"red": {}, "kl_threshold": 0.01}})
+
+
+KWARGS = [name for name in MAPPO.KEYS if name.endswith("_kwargs")]
+
+
+@pytest.mark.parametrize("name", KWARGS)
+def test_arguments_of_a_class_that_is_not_there_are_refused(name: str) -> None:
+    owner = name.removesuffix("_kwargs")
+    with pytest.raises(
+        ConfigError, match=rf"{name}: got {{'a': 1}} for 'red', .* since {owner} is None; expected a class in {owner}"
+    ):
+        solve({name: {"a": 1}})
+    with pytest.raises(ConfigError, match=rf"{name}: got {{'a': 1}} for 'blue'"):
+        solve({owner: {"red": ValueNorm, "blue": None}, name: {"red": {"a": 1}, "blue": {"a": 1}}})
+    solve({owner: {"red": ValueNorm, "blue": None}, name: {"red": {"a": 1}, "blue": {}}})
+
+
+@pytest.mark.parametrize("name", KWARGS)
+def test_arguments_that_say_nothing_may_stay_where_a_class_is_left_out(name: str) -> None:
+    for given in ({}, {"size": 3, "device": "cpu"}, {"red": {"size": 3}, "blue": {}}):
+        assert solve({name: given})[0][name] == given
 
 
 def test_false_and_zero_of_one_agent_are_values() -> None:

@@ -23,6 +23,8 @@ from coterie.models import (
     TanhGaussianPolicy,
     Value,
 )
+from coterie.preprocessors import RunningStandardScaler, ValueNorm
+from coterie.schedulers import KLAdaptiveLR
 
 BOX = spaces.Box(-1.0, 1.0, (2,))
 CHOICE = spaces.Discrete(3)
@@ -380,8 +382,14 @@ def test_agents_with_other_epochs_learn_by_themselves() -> None:
 )
 def test_a_conflict_within_a_shared_set_names_both_agents(name: str, values: tuple[Any, Any]) -> None:
     roles = {"policy": policy(), "value": critic()}
+    kinds: dict[str, Any] = {
+        "learning_rate_scheduler_kwargs": KLAdaptiveLR,
+        "value_preprocessor_kwargs": ValueNorm,
+        "state_preprocessor_kwargs": RunningStandardScaler,
+    }
+    kind = {name.removesuffix("_kwargs"): kinds[name]} if name in kinds else {}
     with pytest.raises(ValueError, match=r"agents 'a' and 'b' share a model but not ") as error:
-        agent_of([roles, roles], {name: dict(zip("ab", values, strict=True))})
+        agent_of([roles, roles], {**kind, name: dict(zip("ab", values, strict=True))})
     if name != "state_preprocessor_kwargs":  # which is no setting of the optimizer's
         ours = f"{name} is {values[0]!r} for 'a' and {values[1]!r} for 'b'. Give"
         assert ours in str(error.value)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coterie.agent_tensors import AgentTensors
 from coterie.agents.groups import Group
-from coterie.agents.masks import Masks, blank
+from coterie.agents.masks import Masks, blank, join_masks
 from coterie.agents.moments import Moment
 from tests.agents.toys import box
 
@@ -243,3 +243,14 @@ def test_attendance_is_in_the_teams_order_and_none_where_all_are_there() -> None
     assert attendance is not None
     assert attendance.tolist() == [[T, T, F], [F, T, T]]
     assert moment({"b": column(1, 0).unsqueeze(1)}).attendance().tolist() == [[T, T, T], [T, F, T]]  # type: ignore[union-attr]
+
+
+def test_masks_of_groups_are_joined_with_ones_for_those_without() -> None:
+    own = torch.tensor([[[True], [False]], [[False], [True]]])  # [2, 2, 1]
+    assert rows(join_masks({("a",): None, ("b", "c"): own, ("d",): None})) == [[1, 1, 0, 1], [1, 0, 1, 1]]
+    over_time = join_masks({("b", "c"): own.expand(3, 2, 2, 1), ("a",): None})
+    assert over_time is not None
+    assert (over_time.dtype, over_time.shape) == (torch.bool, (3, 2, 3, 1))
+    assert rows(over_time[2]) == [[1, 0, 1], [0, 1, 1]]
+    assert join_masks({("b", "c"): own}) is own
+    assert join_masks({("a",): None, ("b", "c"): None}) is None

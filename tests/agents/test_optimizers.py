@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from coterie.agents.config import ConfigError
 from coterie.agents.optimizers import OptimizerSettings, SetOptimizers, plain
 from coterie.models.flat_parameters import FlatParameters
 from coterie.schedulers import KLAdaptiveLR
@@ -237,6 +238,23 @@ def test_a_stopped_sets_scheduler_rests() -> None:
     assert sets.optimizers.learning_rates() == [pytest.approx(5e-3), pytest.approx(2.5e-3)]
 
 
+def test_schedulers_step_by_themselves_where_there_is_no_divergence() -> None:
+    decay = (torch.optim.lr_scheduler.ExponentialLR, {"gamma": 0.5})
+    sets = Sets(
+        [OptimizerSettings(1e-2, 0, 0.0, *decay), OptimizerSettings(1e-2), OptimizerSettings(1e-2, 0, 0.0, *decay)]
+    )
+    for x in inputs(2):
+        sets.optimizers.begin_update(taking_part=[True, True, False])
+        sets.step(x)
+        sets.optimizers.step_schedulers()
+    assert sets.optimizers.learning_rates() == [pytest.approx(2.5e-3), 1e-2, 1e-2]
+    before = sets.storage.data.clone()
+    sets.optimizers.optimizers[0].param_groups[0]["lr"] = 0.0
+    sets.optimizers.step_schedulers()
+    sets.step(inputs(1)[0])
+    assert torch.equal(sets.storage.data[0], before[0]), "the next step has the rates of now"
+
+
 def test_a_rate_changed_from_outside_counts_from_the_next_update() -> None:
     sets = Sets([OptimizerSettings(1e-2)])
     sets.optimizers.optimizers[0].param_groups[0]["lr"] = 0.0
@@ -324,3 +342,15 @@ def test_frozen_parameters_cannot_be_trained() -> None:
 def test_a_scheduler_that_needs_a_metric_is_refused() -> None:
     with pytest.raises(ValueError, match="ReduceLROnPlateau needs a metric"):
         Sets([OptimizerSettings(1e-3, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)])
+
+
+def test_a_scheduler_that_follows_a_divergence_is_refused_where_there_is_none() -> None:
+    storage = FlatParameters([[nn.Linear(2, 2)]])
+    for scheduler, use in (
+        (torch.optim.lr_scheduler.ReduceLROnPlateau, "scheduler of torch's"),
+        (KLAdaptiveLR, "scheduler"),
+    ):
+        with pytest.raises(ConfigError, match=rf"learning_rate_scheduler: {scheduler.__name__} needs .* use a {use}"):
+            SetOptimizers(storage, 0, [OptimizerSettings(1e-3, scheduler=scheduler)], has_kl=False)
+    with pytest.raises(ConfigError, match="use KLAdaptiveLR or a scheduler that is stepped without one"):
+        SetOptimizers(storage, 0, [OptimizerSettings(1e-3, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)])

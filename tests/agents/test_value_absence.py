@@ -14,7 +14,7 @@ from coterie.preprocessors import RunningScale, RunningStandardScaler
 from tests.agents.ppo_reference_time import ABSENT, ACTIVE, WAITING
 from tests.agents.test_absence import junk, other
 from tests.agents.toys import OFF
-from tests.agents.value_lives import Lives, as_it_is, models_of, team_of_four
+from tests.agents.value_lives import STEPS, Lives, as_it_is, models_of, team_of_four
 from tests.agents.value_runs import KINDS, MEMORIES, everything, same
 
 ROWS = 20
@@ -61,6 +61,9 @@ class Listening(Tracker):
 
     enabled = True
 
+    def write(self, timestep: int) -> None:
+        pass
+
 
 @functools.cache
 def snapshot(
@@ -104,7 +107,7 @@ def snapshot(
 
     agent.track_data = listening
     agent.records.tracker = Listening(None)
-    lives.play(agent, as_it_is if spoiler is None else spoiler)
+    lives.play(agent, as_it_is if spoiler is None else spoiler, each=lambda k: agent.write_tracking_data(k + 1, STEPS))
     assert sum(agent._steps_taken.values()) > 5, "there was something to learn from"
     assert len(metrics) > 30
     kept = everything(agent)

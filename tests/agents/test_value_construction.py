@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 from coterie.agents.config import ConfigError
 from coterie.memories import EpisodeMemory, PrioritizedMemory, RandomMemory, ReplayMemory
 from coterie.models import CategoricalPolicy, QMIXMixer, QNetwork, Value, build_models
-from coterie.preprocessors import RunningScale
+from coterie.preprocessors import PopArt, RunningScale, RunningStandardScaler, ValueNorm
 from coterie.schedulers import KLAdaptiveLR
 from tests.agents.toys import OFF, Toy, box
 from tests.agents.value_runs import KINDS, begun, models_for, play, team, weights
@@ -99,12 +101,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a memory too small for its steps": (
         lambda: team(ENV, rows=8, n_step=8),
         ConfigError,
-        "holds at most 0 windows of 9 rows",
+        "a memory of 8 rows for each environment never holds a window of 9 rows, as n_step .*expected a larger memory_size, or",
     ),
     "a memory too small for its sequences": (
         lambda: team(ENV, rnn="gru", rows=8, burn_in=4),
         ConfigError,
-        "holds at most 0 windows of 9 rows",
+        "never holds a window of 9 rows, as n_step or sequence_length and burn_in have it",
     ),
     "a memory too small for its episodes": (
         lambda: team(ENV, memory="episode", rows=8, batch_size=25),
@@ -195,6 +197,26 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ConfigError,
         "KLAdaptiveLR needs a divergence of policies",
     ),
+    "a metric": (
+        lambda: team(ENV, learning_rate_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau),
+        ConfigError,
+        "ReduceLROnPlateau needs a metric .*; use a scheduler of torch's that is stepped without one, or a schedule",
+    ),
+    "arguments of no scheduler": (
+        lambda: team(ENV, learning_rate_scheduler_kwargs={"gamma": 0.9}),
+        ConfigError,
+        r"learning_rate_scheduler_kwargs: got {'gamma': 0.9} for 'a', .* since learning_rate_scheduler is None",
+    ),
+    "arguments of no normaliser": (
+        lambda: team(ENV, reward_preprocessor_kwargs={"epsilon": 0.1}),
+        ConfigError,
+        "reward_preprocessor_kwargs: .* since reward_preprocessor is None; expected a class in reward_preprocessor, or {}",
+    ),
+    "a function as values": (
+        lambda: with_models("vdn", q=lambda states, action_masks: states),
+        TypeError,
+        r"models\['a'\]\['q'\]: expected a coterie Model, got function; a plain function that acts goes under 'policy'",
+    ),
     "a pair of rates": (
         lambda: team(ENV, learning_rate=(1e-3, 1e-3)),
         ConfigError,
@@ -255,6 +277,17 @@ AGREED: dict[str, tuple[Any, Any]] = {
 }
 
 
+class Halved(nn.Module):
+    """A normaliser of one's own."""
+
+    def forward(self, x: torch.Tensor, train: bool = False, inverse: bool = False) -> torch.Tensor:
+        return x * 2 if inverse else x / 2
+
+
+class HalvedOnly(Halved):
+    keeps_mean = True
+
+
 def _frozen(model: QNetwork) -> QNetwork:
     model.freeze_parameters()
     return model
@@ -265,6 +298,53 @@ def test_it_is_refused(what: str) -> None:
     make, kind, message = REFUSED[what]
     with pytest.raises(kind, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "scale", [RunningStandardScaler, ValueNorm, PopArt, Halved, functools.partial(ValueNorm, 1, beta=0.5)]
+)
+def test_normalisers_that_move_the_mean_of_rewards_are_refused(kind: str, scale: Any) -> None:
+    name = getattr(scale, "__name__", "ValueNorm")
+    with pytest.raises(
+        ConfigError,
+        match=rf"reward_preprocessor: expected a normaliser that leaves the mean .* got {name}: .* Use .*RunningScale;",
+    ):
+        team(ENV, kind, reward_preprocessor=scale)
+
+
+@pytest.mark.parametrize("scale", [RunningScale, functools.partial(RunningScale, size=1, epsilon=0.5), HalvedOnly])
+def test_normalisers_that_only_scale_rewards_are_taken(scale: Any) -> None:
+    env = Toy()
+    play(env, begun(env, "iql", options={"shared": False}, reward_preprocessor=scale), 4)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "warned"),
+    [
+        ({"polyak": 0.01}, True),
+        ({"polyak": {"a": 0.01, "b": 1.0}}, True),
+        ({"polyak": 0.01, "target_update_interval": 1}, False),
+        ({"polyak": 0.1, "target_update_interval": 50}, False),
+        ({"polyak": 1.0}, False),
+    ],
+)
+def test_targets_that_hardly_move_are_warned_about(
+    cfg: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def build(memory: str | None) -> list[str]:
+        caplog.clear()
+        team(ENV, "iql", memory, options={"shared": False}, **{"target_update_interval": 200, **cfg})
+        return [record.getMessage() for record in caplog.records]
+
+    with caplog.at_level(logging.WARNING, "coterie.agents.value_learning"):
+        assert build(None) == [], "those that only act have no targets"
+        messages = build("replay")
+    assert len(messages) == warned
+    if warned:
+        assert "cfg['polyak'] is 0.01 and cfg['target_update_interval'] 200" in messages[0]
+        assert "Set target_update_interval to 1" in messages[0]
+        assert ("'b'" in messages[0]) == (cfg["polyak"] == 0.01)
 
 
 @pytest.mark.parametrize("kind", ["qmix", "vdn"])

@@ -123,7 +123,7 @@ def test_rewards_are_those_of_the_learners() -> None:
         agent = value_team(env, "vdn", {"c": {"policy": second_choice}}, reward=reward)
         train(env, agent)
         drawn = agent._storage.draw(8, 1, 0)
-        assert agent._rewards_of(agent.learners[0], drawn).unique().tolist() == [expected]
+        assert agent._rewards.of(agent.learners[0], drawn).unique().tolist() == [expected]
 
 
 @pytest.mark.parametrize("kind", ["qmix", "vdn"])

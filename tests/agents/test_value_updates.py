@@ -494,8 +494,9 @@ def test_metrics_are_written_and_finite(kind: str) -> None:
     events = EventAccumulator(f"runs/{kind}").Reload()
     tags = {
         "Loss / Value loss (a)", "Value / Predicted (a)", "Value / Target (a)", "Learning / Gradient norm (a)",
-        "Learning / Learning rate (a)", "Exploration / Epsilon (a)", "Reward / Total reward (mean)",
-        "Reward / Total reward (b)", "Episode / Total timesteps (mean)", "Performance / Steps per second",
+        "Learning / Learning rate (a)", "Exploration / Epsilon (a)", "Exploration / Epsilon (b)",
+        "Reward / Total reward (mean)", "Reward / Total reward (b)", "Episode / Total timesteps (mean)",
+        "Performance / Steps per second",
     }  # fmt: skip
     written = set(events.Tags()["scalars"])
     assert tags <= written, tags - written
@@ -503,5 +504,5 @@ def test_metrics_are_written_and_finite(kind: str) -> None:
         numbers = torch.tensor([event.value for event in events.Scalars(tag)])
         assert len(numbers) == 2
         assert bool(numbers.isfinite().all()), tag
-    assert events.Scalars("Exploration / Epsilon (a)")[0].value == 0.5
+    assert [events.Scalars(f"Exploration / Epsilon ({uid})")[0].value for uid in "ab"] == [0.25, 0.75]
     assert events.Scalars("Learning / Learning rate (a)")[0].value == pytest.approx(1e-2)
