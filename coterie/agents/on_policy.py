@@ -197,18 +197,26 @@ class OnPolicyAgent(RecordingAgent):
             )
 
     def _store(self, step: Transition) -> None:
-        self._record_shared_state(step.infos)
+        shared = self._shared_row(step.infos, "shared_states")
+        rows = [(group, *self._group_row(group, step)) for group in self.groups]
+        last, truncations = self._seen_behind(step)
+
+        # everything was looked at: what follows takes it in
+        self._store_shared_state(shared)
         grown = False
-        for group in self.groups:
-            row, masks, choice = self._group_row(group, step)
+        for group, row, masks, choice in rows:
             grown |= self._storage[group.names].add({**row, "log_prob": choice.log_prob}, masks, choice.before)
         if grown:
             self._show_storage()
-        self._record_successors(step)
+        for critics in self._learning_critics() if last else ():
+            self._successors[critics.names].last = last[critics.names]
+            for group in critics.groups:
+                self._storage[group.names].active_next = self._masks.active(group.names)
+        for names, truncation in truncations.items():
+            self._successors[names].truncations.append(truncation)
         self._recorded += 1
 
-    def _record_shared_state(self, infos: Mapping[str, Any]) -> None:
-        row = self._shared_row(infos, "shared_states")
+    def _store_shared_state(self, row: Mapping[str, Tensor]) -> None:
         if not row:
             return
         if self._shared is None:
@@ -217,29 +225,32 @@ class OnPolicyAgent(RecordingAgent):
             self._show_storage()
         self._shared.add_samples(**row)
 
-    def _record_successors(self, step: Transition) -> None:
-        """Keep the critics' inputs that the rollout itself does not show: after its last row, and where a time limit struck."""
+    def _seen_behind(
+        self, step: Transition
+    ) -> tuple[dict[tuple[str, ...], CriticInput], dict[tuple[str, ...], Truncation]]:
+        """The critics' inputs that the rollout itself does not show, by the names of each critic group: after its last row,
+        and where a time limit struck.
+        """
         row = self._recorded % self.rollouts
+        behind: dict[tuple[str, ...], CriticInput] = {}
+        truncations: dict[tuple[str, ...], Truncation] = {}
         if row + 1 == self.rollouts:
             shared = self._shared_state(step.infos, "shared_next_states")
             moment = self._moment(
                 "next_states", step.next_states, shared, lambda group: self._masks.present(group.names)
             )
             for critics in self._learning_critics():
-                self._successors[critics.names].last = self._seen_by_critics(
-                    critics, moment, "the critic's next states"
-                )
-                for group in critics.groups:
-                    self._storage[group.names].active_next = self._masks.active(group.names)
+                behind[critics.names] = self._seen_by_critics(critics, moment, "the critic's next states")
         last = self._last_moment(step) if self._bootstraps else None
         if last is None:
-            return
+            return behind, truncations
         for critics in self._learning_critics():
             agents = self._stack("truncated", last.struck, critics.names)
             envs = agents.any(dim=1).squeeze(-1).nonzero().squeeze(-1)
             if len(envs):
                 critic = self._seen_by_critics(critics, last.moment, "the critic's final states", envs)
-                self._successors[critics.names].truncations.append(Truncation(row, envs, critic, agents[envs]))
+                truncations[critics.names] = Truncation(row, envs, critic, agents[envs])
+        return behind, truncations
 
     def _rollout_moment(self) -> Moment:
         """What could be seen at all rows of the rollout."""

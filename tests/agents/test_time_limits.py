@@ -12,8 +12,8 @@ from torch import Tensor
 
 from coterie.agents import IPPO, MAPPO, MultiAgent
 from coterie.memories import RandomMemory
-from coterie.models import CategoricalPolicy, Value
-from tests.agents.toys import OFF, box
+from coterie.models import CategoricalPolicy, Value, build_models
+from tests.agents.toys import OFF, Toy, box
 
 NAMES = ["a", "b"]
 ENVS, STEPS = 2, 3
@@ -92,3 +92,39 @@ def test_an_agent_may_be_truncated_alone(
     else:
         assert row[0].tolist() == [102.0, 102.0]
         assert row[1].tolist() == ([500.0, 500.0] if another_ends else [102.0, 102.0])
+
+
+@pytest.mark.parametrize("lacking", ["shared_states", "final_shared_states", "shared_next_states"])
+def test_of_a_step_that_is_refused_nothing_is_stored(lacking: str) -> None:
+    """It may be sent again, mended."""
+    env = Toy("ab", lengths=(STEPS, STEPS))
+    models = build_models(env, "mappo", hidden=(4,))
+    cfg = {"rollouts": STEPS, "time_limit_bootstrap": True, "experiment": OFF}
+    agent: Any = MAPPO(
+        NAMES,
+        models,
+        {uid: RandomMemory(STEPS, ENVS) for uid in NAMES},
+        env.observation_spaces,
+        env.action_spaces,
+        cfg=cfg,
+        shared_observation_spaces=env.shared_observation_spaces,
+    )
+    agent.init()
+    agent.set_running_mode("train")
+    states, infos = env.reset()
+    shared = env.state()
+    for t in range(STEPS):
+        actions = agent.act(states, t, STEPS, infos)[0]
+        following, *rest, infos = env.step(actions)
+        shared, before = env.state(), shared
+        told = {**infos, "shared_states": before, "shared_next_states": shared}
+        step = (states, actions, rest[0], following, *rest[1:])
+        if t == STEPS - 1:
+            with pytest.raises(KeyError, match=lacking):
+                agent.record_transition(*step, {k: x for k, x in told.items() if k != lacking}, t, STEPS)
+            assert [len(rollout.memory) for rollout in agent._storage.values()] == [t * ENVS]
+            assert len(agent._shared) == t * ENVS
+        agent.record_transition(*step, told, t, STEPS)
+        states = following
+    assert all(len(successors.truncations) == 1 for successors in agent._successors.values())
+    agent.post_interaction(STEPS - 1, STEPS)
