@@ -149,7 +149,7 @@ REPEATED_VALUES: dict[str, Any] = {
 
 RECALL: dict[str, Any] = {
     "timesteps": 2800,
-    "cfg": {"rollouts": 28, "learning_epochs": 5, "learning_rate": 3e-3, "entropy_loss_scale": 0.01},
+    "cfg": {"rollouts": 28, "learning_epochs": 5, "learning_rate": 1e-3, "entropy_loss_scale": 0.01},
 }
 
 SPEAKER: dict[str, Any] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from coterie.preprocessors import RunningScale, RunningStandardScaler
 from tests.agents.ppo_reference_time import ABSENT
 from tests.agents.ppo_runs import CUTS, TOLERANCE
-from tests.agents.q_runs import Case, Run, run_by_both
+from tests.agents.q_runs import ROWS, Case, Run, run_by_both
 from tests.agents.q_teams import alike, attention, by_hand, crossing, pairs, shared, two_kinds
 
 STATE_SCALER = {"shared_state_preprocessor": RunningStandardScaler, "mixer_input": "both"}
@@ -121,6 +121,21 @@ def test_the_death_of_the_last_that_learns_is_an_end() -> None:
     assert deaths
     assert all(row.deserted for row in deaths)
     assert any(row.status["a0"] == ABSENT and not row.deserted for row in rows)
+
+
+def test_those_that_learn_may_die_one_after_another() -> None:
+    run = Run(Case("", "vdn", lambda: alike(4, scripted=("a0", "a3")), style="lives"), seed=1)
+    run.finish()
+    history = run.reference.history
+    stored = run.memory.get_tensor_by_name("team_terminated")
+    alone = 0
+    for e, rows in enumerate(history.rows):
+        for n in range(history.oldest(e, ROWS), len(rows)):
+            ends = {rows[n].ends.get(uid) for uid in ("a1", "a2")}
+            if rows[n].step and not rows[n].over:
+                assert bool(stored[n % ROWS, e]) == rows[n].deserted
+                alone += rows[n].deserted and ends == {None, "terminated"}
+    assert alone, "one was dead already"
 
 
 def test_nothing_is_to_come_where_all_that_learn_are_terminated() -> None:
