@@ -4,6 +4,7 @@
 PYTHON3 ?= python3
 PYTHON := .venv/bin/python
 PIP_INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(PYTHON) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 PACKAGE_FILES := setup.cfg pyproject.toml constraints.txt
 BENCHMARKS := env_stepping gae bfloat16 learner value_learner agents throughput
 
@@ -18,10 +19,10 @@ train: .venv/.stamp-train ## install the library, then train MAPPO on a cooperat
 	$(PYTHON) examples/mappo_spread.py
 
 test: .venv/.stamp-dev ## run the tests, without the slow ones
-	$(PYTHON) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(PYTEST)
 
 test-slow: .venv/.stamp-dev ## run only the slow tests: learning runs and other long checks
-	$(PYTHON) -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: .venv/.stamp-dev ## lint, formatting and types
 	$(PYTHON) -m ruff check .
