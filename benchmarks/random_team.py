@@ -54,19 +54,7 @@ class RandomTeam:
         """A team of two-layer perceptrons (without agent ids) that records nothing but rollouts."""
         models = build_models(self, algorithm, shared=shared, hidden=(hidden, hidden), agent_id=False)
         memories = {uid: RandomMemory(rollouts, self.num_envs, self.device) for uid in self.possible_agents}
-        team = ALGORITHMS[algorithm](
-            self.possible_agents,
-            models,
-            memories,
-            self.observation_spaces,
-            self.action_spaces,
-            self.device,
-            {"rollouts": rollouts, "experiment": QUIET, **cfg},
-            self.shared_observation_spaces,
-        )
-        team.init()
-        team.set_running_mode("train")
-        return team
+        return self._begun(ALGORITHMS[algorithm], models, memories, {"rollouts": rollouts, **cfg})
 
     def value_team(
         self,
@@ -82,7 +70,11 @@ class RandomTeam:
         """A team that learns action values from memories of ``rows`` rows (without agent ids)."""
         models = build_models(self, algorithm, shared=shared, hidden=hidden, rnn=rnn, rnn_size=64, agent_id=False)
         memories = {uid: memory(rows, self.num_envs, self.device) for uid in self.possible_agents}
-        team = VALUE_ALGORITHMS[algorithm](
+        return self._begun(VALUE_ALGORITHMS[algorithm], models, memories, cfg)
+
+    def _begun(self, kind: Any, models: Any, memories: Any, cfg: dict[str, Any]) -> Any:
+        """A team that is about to train, and writes nothing."""
+        team = kind(
             self.possible_agents,
             models,
             memories,

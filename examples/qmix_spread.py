@@ -46,7 +46,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--directory", default="runs")
     parser.add_argument("--name", default="", help="name of the run's folder; its time by default")
     parser.add_argument("--device", default="cpu")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.timesteps < 1:
+        parser.error(f"--timesteps: expected at least 1, got {args.timesteps}")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> float:

@@ -83,8 +83,9 @@ def test_examples_on_simple_spread_end_with_their_results(
     )
 
 
-def test_the_main_example_says_that_it_needs_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    module = runpy.run_path(str(EXAMPLES / "mappo_spread.py"))
+@pytest.mark.parametrize("name", SPREAD)
+def test_examples_on_simple_spread_say_that_they_need_steps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = runpy.run_path(str(EXAMPLES / name))
     with pytest.raises(SystemExit):
         module["main"](["--timesteps", "0"])
     assert "--timesteps: expected at least 1, got 0" in capsys.readouterr().err
