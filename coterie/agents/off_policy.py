@@ -215,9 +215,7 @@ class OffPolicyAgent(RecordingAgent):
         return envs, rows, masks, shared
 
     @abstractmethod
-    def _learn_scales(
-        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]], moment: Moment
-    ) -> None:
+    def _learn_scales(self, rows: Rows, masks: RowMasks, moment: Moment) -> None:
         """Let normalisers of those that learn do so from a step; each step counts once.
 
         :param rows: what is stored of each group, by its first agent

@@ -7,14 +7,14 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import gymnasium
-import torch
 from torch import Tensor
 
 from coterie.agents.config import Config, Key, keyword_arguments, normaliser, one_of
 from coterie.agents.groups import Learner
+from coterie.agents.masks import join_masks
 from coterie.agents.mixing import MixedValues
 from coterie.agents.moments import Moment
-from coterie.agents.replay_storage import Drawn
+from coterie.agents.replay_storage import Drawn, RowMasks, Rows
 from coterie.agents.shared_input import SharedInput
 from coterie.agents.value_config import VALUE_DEFAULT_CONFIG, VALUE_KEYS
 from coterie.models.mixers import Mixer
@@ -104,15 +104,12 @@ class QMIX(MixedValues):
             self._check_agreement(learner, key)
             learner.mixer_preprocessor = self._preprocessor(learner, key, mixer.num_observations)
 
-    def _learn_scales(
-        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]], moment: Moment
-    ) -> None:
+    def _learn_scales(self, rows: Rows, masks: RowMasks, moment: Moment) -> None:
         super()._learn_scales(rows, masks, moment)
         for learner in filter(self.learns, self.learners):
             if learner.mixer_preprocessor is not None:
-                acting = [masks[group.names[0]]["active"] for group in learner.groups]
-                known = [mask for mask in acting if mask is not None]
-                anyone = torch.cat(known, dim=1).any(dim=1, keepdim=True) if len(known) == len(acting) else None
+                acting = join_masks({group.names: masks[group.names[0]]["active"] for group in learner.groups})
+                anyone = None if acting is None else acting.any(dim=1, keepdim=True)
                 learner.mixer_preprocessor(self._input.of(moment).unsqueeze(1), train=True, mask=anyone)
 
     def _settle_shared(self, infos: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from coterie.agents.config import Config, ConfigError, Key, scheduled_value
 from coterie.agents.groups import Group, Learner
 from coterie.agents.moments import Moment
 from coterie.agents.off_policy import OffPolicyAgent
-from coterie.agents.replay_storage import Drawn
+from coterie.agents.replay_storage import Drawn, RowMasks, Rows
 from coterie.agents.targets import TargetNetworks
 from coterie.agents.value_config import VALUE_DEFAULT_CONFIG, VALUE_KEYS
 from coterie.agents.value_rewards import LearnedRewards, check_reward_scale
@@ -241,9 +241,7 @@ class ValueLearner(OffPolicyAgent):
     def _learning_groups(self) -> list[Group]:
         return [group for learner in self.learners if self.learns(learner) for group in learner.groups]
 
-    def _learn_scales(
-        self, rows: Mapping[str, Mapping[str, Tensor]], masks: Mapping[str, Mapping[str, Tensor | None]], moment: Moment
-    ) -> None:
+    def _learn_scales(self, rows: Rows, masks: RowMasks, moment: Moment) -> None:
         for group in self._learning_groups():
             if group.state_preprocessor is not None:
                 leader = group.names[0]
@@ -270,7 +268,9 @@ class ValueLearner(OffPolicyAgent):
             self._count_known(learner, streams, outcomes)
         each, counts = self._losses(streams, outcomes, drawn.window.weights)
         losses, of_set = _by_set(learner, each, counts)
-        amounts, numbers = torch.stack([of_set, losses.detach()]).tolist()  # one wait for the device
+        amounts, numbers = torch.stack(
+            [of_set, losses.detach()]
+        ).tolist()  # a wait for the device, as is the look at gradients
         taking_part = [amount > 0 for amount in amounts]
         if not any(taking_part):
             return
